@@ -1,0 +1,41 @@
+# `make demo` and `make test` set everything up by themselves; `make help` shows the rest.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint format tiny-model clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+setup: .venv/installed ## Create .venv and install dagflow into it
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dagflow needs Python 3.11 or newer; try: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup ## Align the embedded model with a reward, in at most ten minutes
+	$(BIN)/dagflow train tiny -s epochs=4
+
+test: setup lint ## All tests but the slow ones, types and style
+	$(BIN)/pytest -n 2
+
+test-all: setup lint ## Slow tests too
+	$(BIN)/pytest -n 2 -m ''
+
+lint: setup ## Style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## Mend the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+tiny-model: setup ## Train the embedded model anew (hours; needs Noto Color Emoji)
+	$(BIN)/python tools/tiny_model/train.py
+
+clean: ## Remove what make created, but for runs
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
