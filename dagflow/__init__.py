@@ -1,0 +1,36 @@
+"""dagflow: GFlowNet alignment of text-to-image diffusion models. The whole public API; no torch."""
+
+from dagflow.errors import PluginError, RunError, UserError
+from dagflow.hookspecs import hookimpl
+from dagflow.types import (
+    Needs,
+    Objective,
+    ObjectiveFactory,
+    PolicySpec,
+    Prompt,
+    PromptSource,
+    PromptSourceFactory,
+    Reward,
+    RewardFactory,
+    Transitions,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Needs",
+    "Objective",
+    "ObjectiveFactory",
+    "PluginError",
+    "PolicySpec",
+    "Prompt",
+    "PromptSource",
+    "PromptSourceFactory",
+    "Reward",
+    "RewardFactory",
+    "RunError",
+    "Transitions",
+    "UserError",
+    "__version__",
+    "hookimpl",
+]

@@ -1,0 +1,298 @@
+"""The whole configuration as one typed tree, from TOML and `key.path=value` overrides."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import tomlkit
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from dagflow.errors import UserError, did_you_mean
+from dagflow.types import LogDensity, Potential
+
+DEFAULT_RECIPE = "tiny"
+
+
+class Table(BaseModel):
+    """A table of the configuration; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class OpenTable(Table):
+    """A table of a plugin: what is not named here is an option of the plugin itself."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class RewardTable(OpenTable):
+    name: str = ""
+    """The reward's name; by default the label of the table."""
+    weight: float = 1.0
+    """The total reward is the weighted sum of all rewards."""
+
+
+class ObjectiveTable(OpenTable):
+    name: str = "kl"
+    """`db` (detailed balance), `kl`, or any installed objective."""
+    beta: float = Field(100.0, ge=0)
+    """Inverse temperature: the target is proportional to exp(beta * reward), see log_density."""
+    anneal: float = Field(0.5, ge=0, le=1)
+    """beta rises linearly from 0 over this fraction of all updates."""
+    log_density: LogDensity = "mean"
+    """`mean` over the latent values, as the authors' code, or the exact `sum`."""
+
+
+class PromptsTable(OpenTable):
+    name: str = "animals"
+    """`animals`, `texts`, `file:PATH`, or any installed prompt source."""
+
+
+class RolloutTable(Table):
+    samples_per_epoch: PositiveInt = 64
+    """Trajectories drawn in each epoch."""
+    images_per_prompt: PositiveInt = 1
+    """Consecutive trajectories that share a prompt; must divide samples_per_epoch."""
+    batch_size: PositiveInt = 32
+    """Trajectories sampled together; only memory and speed depend on it."""
+    num_inference_steps: PositiveInt = 20
+    """T, the length of a trajectory."""
+    guidance_scale: float = Field(5.0, ge=0)
+    """w in e_uncond + w (e_text - e_uncond)."""
+    potential: Potential = "rollout"
+    """Whose x0hat gives intermediate rewards: the `rollout` network's, the `current`, `none`."""
+
+    @model_validator(mode="after")
+    def _groups_are_whole(self) -> RolloutTable:
+        if self.samples_per_epoch % self.images_per_prompt:
+            raise ValueError(
+                f"images_per_prompt = {self.images_per_prompt} does not divide "
+                f"samples_per_epoch = {self.samples_per_epoch}"
+            )
+        return self
+
+
+class UpdateTable(Table):
+    batch_size: PositiveInt = 256
+    """Transitions in one optimizer step."""
+    microbatch_size: PositiveInt = 64
+    """Transitions that pass through the network together; only memory and speed depend on it."""
+    timestep_fraction: float = Field(1.0, gt=0, le=1)
+    """The share of each trajectory's steps that is trained on, drawn anew for each trajectory."""
+    learning_rate: float = Field(3e-4, gt=0)
+    """AdamW's, for the policy's LoRA."""
+    flow_learning_rate: float = Field(3e-4, gt=0)
+    """AdamW's, for the objective's own parameters (the flow network)."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """AdamW's, for both."""
+    flow_warmup: int = Field(0, ge=0)
+    """Updates of the flow network alone on the first epoch's trajectories, before all others."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradient norm at which each of the two groups is clipped."""
+    regulariser: float = Field(1.0, ge=0)
+    """Coefficient of the mean squared distance to the rollout network's guided prediction."""
+
+
+class LoraTable(Table):
+    rank: PositiveInt = 4
+    """Rank of the update matrices."""
+    alpha: PositiveInt = 4
+    """The update is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Names of the layers that are adapted."""
+
+
+class CheckpointTable(Table):
+    every: PositiveInt = 1
+    """Epochs between checkpoints; the last epoch always has one."""
+    keep: PositiveInt = 2
+    """How many of the newest checkpoints stay."""
+
+
+class EvaluateTable(Table):
+    images: int = Field(64, ge=0)
+    """Images from held-out seeds, before and after training, paired by seed; 0 for none."""
+    grid: int = Field(16, ge=0)
+    """Pictures in each epoch's grid: the same prompts and noise every time; 0 for no grids."""
+
+
+class Config(Table):
+    """One run. Everything that decides its numbers stands here."""
+
+    epochs: PositiveInt = 10
+    """Rounds of rollout and update."""
+    seed: int = Field(0, ge=0)
+    """Decides prompts, noise and initial weights."""
+    model: str = "tiny"
+    """`tiny` (embedded), a folder of a diffusers pipeline, or a hub id."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the frozen network: auto is bfloat16 on CUDA, float32 elsewhere."""
+    output: str = ""
+    """The run directory; by default a new one under runs/."""
+    rewards: dict[str, RewardTable] = Field(default_factory=dict)
+    """[rewards.LABEL] name, weight and options of each reward."""
+    objective: ObjectiveTable = ObjectiveTable()
+    prompts: PromptsTable = PromptsTable()
+    rollout: RolloutTable = RolloutTable()
+    update: UpdateTable = UpdateTable()
+    lora: LoraTable = LoraTable()
+    checkpoint: CheckpointTable = CheckpointTable()
+    evaluate: EvaluateTable = EvaluateTable()
+
+    @model_validator(mode="after")
+    def _an_epoch_holds_a_batch(self) -> Config:
+        if self.update.batch_size > self.transitions_per_epoch:
+            raise ValueError(
+                f"update.batch_size = {self.update.batch_size} is more than the "
+                f"{self.transitions_per_epoch} transitions of an epoch (samples_per_epoch = "
+                f"{self.rollout.samples_per_epoch} x {self.steps_per_trajectory} steps)"
+            )
+        return self
+
+    @property
+    def steps_per_trajectory(self) -> int:
+        """How many steps of each trajectory are trained on."""
+        return max(1, round(self.rollout.num_inference_steps * self.update.timestep_fraction))
+
+    @property
+    def transitions_per_epoch(self) -> int:
+        return self.rollout.samples_per_epoch * self.steps_per_trajectory
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Optimizer steps in an epoch; batches are evened out, never smaller than batch_size."""
+        return self.transitions_per_epoch // self.update.batch_size
+
+    def beta(self, update: int) -> float:
+        """The inverse temperature at an update, counted from 0, after linear annealing."""
+        rise = self.objective.anneal * self.epochs * self.updates_per_epoch
+        return self.objective.beta * (min(1.0, update / rise) if rise else 1.0)
+
+
+def recipes() -> dict[str, Path]:
+    """The built-in recipes by name."""
+    folder = Path(str(resources.files("dagflow") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def recipe_help(path: Path) -> str:
+    """The comment on a recipe's first line."""
+    return path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The tree of a built-in recipe, or of a TOML file.
+
+    Raises UserError if there is no such recipe or file, or if the file is not TOML.
+    """
+    path = recipes().get(name, Path(name))
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        known = recipes()
+        raise UserError(
+            f"there is no recipe or file '{name}'.{did_you_mean(name, known)} "
+            f"Built-in recipes: {', '.join(known)}."
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a TOML file: {error}") from None
+
+
+def override(tree: dict[str, Any], assignments: Iterable[str]) -> None:
+    """Apply `key.path=value` assignments to a tree, in place.
+
+    A value is read as TOML (`3`, `0.1`, `true`, `[1, 2]`, `"text"`), and as plain text otherwise.
+    Raises UserError for an assignment without `=` or a path through something that is no table.
+    """
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not path.strip():
+            raise UserError(f"'{assignment}' is not of the form key.path=value.")
+        *tables, key = (part.strip() for part in path.split("."))
+        place = tree
+        for table in tables:
+            place = place.setdefault(table, {})
+            if not isinstance(place, dict):
+                raise UserError(f"'{path}': '{table}' is a value, not a table.")
+        place[key] = _toml_value(text.strip())
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def resolve(tree: Mapping[str, Any]) -> Config:
+    """Check a tree and fill in defaults. Raises UserError with one line per mistake."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(detail) for detail in error.errors()]
+        raise UserError("\n".join(lines)) from None
+
+
+def _explain(detail: Any) -> str:
+    location = [str(part) for part in detail["loc"]]
+    path = ".".join(location)
+    if detail["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        return (
+            f"there is no setting '{path}'.{did_you_mean(location[-1], known)} "
+            f"Known here: {', '.join(known)}."
+        )
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error":
+        return f"{path}: {message}." if path else f"{message}."
+    return f"{path} = {detail['input']!r}: {message[0].lower()}{message[1:]}."
+
+
+def _known_keys(tables: list[str]) -> list[str]:
+    model: type[BaseModel] = Config
+    for table in tables:
+        annotation = model.model_fields[table].annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
+        model = annotation
+    return list(model.model_fields)
+
+
+def dump(config: Config) -> str:
+    """The fully resolved configuration as TOML, with each setting's meaning as a comment."""
+    document = tomlkit.document()
+    document.add(tomlkit.comment("Fully resolved: this file alone repeats the run."))
+    _fill(document, config)
+    return tomlkit.dumps(document)
+
+
+def _fill(container: Any, table: Table) -> None:
+    values = table.model_dump()
+    nested = [key for key in values if isinstance(values[key], dict)]
+    for key, value in values.items():
+        if key not in nested:
+            item = tomlkit.item(list(value) if isinstance(value, tuple) else value)
+            field = type(table).model_fields.get(key)
+            if field and field.description:
+                item.comment(field.description)
+            container.add(key, item)
+    for key in nested:
+        child = getattr(table, key, None)
+        inner = tomlkit.table(is_super_table=isinstance(child, dict))
+        if isinstance(child, Table):
+            _fill(inner, child)
+        elif isinstance(child, dict):
+            for label, reward in child.items():
+                inner.add(label, tomlkit.table())
+                _fill(inner[label], reward)
+        else:
+            inner = tomlkit.item(values[key])
+        container.add(key, inner)

@@ -1,0 +1,24 @@
+"""The two ways a run can end badly: the user's input is wrong, or the run failed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """The user's input is wrong. The command line prints the message and exits with 2."""
+
+
+class RunError(Exception):
+    """The run failed for a reason that is not the user's input. Exit code 1."""
+
+
+class PluginError(RunError):
+    """Somebody's plugin raised or returned something out of contract; the message names it."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`" Did you mean 'x'?"` for the nearest of `known`, or an empty string if none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{near[0]}'?" if near else ""

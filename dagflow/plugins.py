@@ -1,0 +1,235 @@
+"""Find plugins, survive broken ones, build one by name."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal, get_type_hints
+
+import pluggy
+from pydantic import TypeAdapter, ValidationError
+
+from dagflow import hookspecs
+from dagflow.errors import PluginError, UserError, did_you_mean
+
+GROUP = "dagflow"
+DISABLE_VARIABLE = "DAGFLOW_DISABLE_PLUGINS"
+
+Kind = Literal["reward", "prompts", "objective"]
+HOOKS: dict[str, Kind] = {
+    "dagflow_register_rewards": "reward",
+    "dagflow_register_prompt_sources": "prompts",
+    "dagflow_register_objectives": "objective",
+}
+
+
+@dataclass(frozen=True)
+class Provided:
+    """One reward, prompt source or objective that some plugin offers under a name."""
+
+    kind: Kind
+    name: str
+    factory: Callable[..., Any]
+    distribution: str
+    version: str
+
+    @property
+    def options(self) -> dict[str, inspect.Parameter]:
+        """The factory's parameters that a user may set; an objective's first one is the policy."""
+        parameters = dict(inspect.signature(self.factory).parameters)
+        if self.kind == "objective" and parameters:
+            parameters.pop(next(iter(parameters)))
+        return parameters
+
+    @property
+    def help(self) -> str:
+        """The first line of the factory's docstring."""
+        return next(iter((inspect.getdoc(self.factory) or "").splitlines()), "")
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A plugin that could not be used, and why."""
+
+    entry_point: str
+    distribution: str
+    version: str
+    reason: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Everything the installed plugins offer."""
+
+    provided: tuple[Provided, ...]
+    broken: tuple[Broken, ...]
+
+    def names(self, kind: Kind) -> list[str]:
+        return sorted({item.name for item in self.provided if item.kind == kind})
+
+    def find(self, kind: Kind, name: str) -> Provided:
+        """The one thing of that kind and name.
+
+        Raises UserError if there is none (listing what exists, the nearest match and the plugins
+        that did not load) or if two distributions provide it.
+        """
+        found = [item for item in self.provided if (item.kind, item.name) == (kind, name)]
+        if len(found) > 1:
+            owners = " and ".join(f"{item.distribution} {item.version}" for item in found)
+            raise UserError(
+                f"{kind} '{name}' is provided twice, by {owners}. Uninstall one, or name one of "
+                f"them in {DISABLE_VARIABLE}."
+            )
+        if not found:
+            raise UserError(self._unknown(kind, name))
+        return found[0]
+
+    def build(
+        self,
+        kind: Kind,
+        name: str,
+        options: Mapping[str, Any],
+        first: tuple[Any, ...] = (),
+        beside: Iterable[str] = (),
+    ) -> Any:
+        """Call the factory of that kind and name with checked options.
+
+        `first` is passed before the options (the PolicySpec, for objectives); `beside` are the
+        engine's own keys in the same table, which a misspelt option may have meant. Raises
+        UserError for an unknown name or option or a value of the wrong type, PluginError if the
+        factory raises.
+        """
+        item = self.find(kind, name)
+        checked = _check_options(item, options, beside)
+        try:
+            return item.factory(*first, **checked)
+        except (UserError, KeyboardInterrupt):
+            raise
+        except (Exception, SystemExit) as error:
+            raise PluginError(
+                f"{kind} '{name}' of {item.distribution} {item.version} failed to start: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def _unknown(self, kind: Kind, name: str) -> str:
+        names = self.names(kind)
+        message = (
+            f"there is no {kind} called '{name}'.{did_you_mean(name, names)} "
+            f"Installed: {', '.join(names) or 'none'}."
+        )
+        if self.broken:
+            failed = ", ".join(item.entry_point for item in self.broken)
+            message += f" Plugins that did not load (see `dagflow list-plugins`): {failed}."
+        return message
+
+
+def load_plugins() -> Registry:
+    """Import every plugin named by an entry point, except those switched off.
+
+    `DAGFLOW_DISABLE_PLUGINS`, a comma-separated list of entry-point or distribution names, is read
+    before anything is imported.
+    """
+    manager = pluggy.PluginManager(GROUP)
+    manager.add_hookspecs(hookspecs)
+    disabled = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")}
+    provided: list[Provided] = []
+    broken: list[Broken] = []
+    for entry_point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        distribution, version = _origin(entry_point)
+        if {entry_point.name, distribution} & disabled:
+            continue
+        try:
+            provided += _load_one(manager, entry_point)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin may call sys.exit: it must not take us along
+            reason = str(error) if isinstance(error, PluginError) else _describe(error)
+            details = traceback.format_exc()
+            broken.append(Broken(entry_point.name, distribution, version, reason, details))
+    return Registry(tuple(provided), tuple(broken))
+
+
+def _origin(entry_point: EntryPoint) -> tuple[str, str]:
+    distribution = entry_point.dist
+    return (distribution.name, distribution.version) if distribution else ("unknown", "")
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _load_one(manager: pluggy.PluginManager, entry_point: EntryPoint) -> list[Provided]:
+    plugin = entry_point.load()
+    _check_hook_names(manager, plugin)
+    registered = manager.register(plugin, f"{_origin(entry_point)[0]}:{entry_point.name}")
+    if registered is None:
+        raise PluginError(f"plugin {entry_point.name} is registered already")
+    callers = manager.get_hookcallers(plugin) or []
+    if not callers:
+        raise PluginError(f"no hook found: mark one of {', '.join(HOOKS)} with @dagflow.hookimpl")
+    return [item for caller in callers for item in _ask(caller, plugin, entry_point)]
+
+
+def _check_hook_names(manager: pluggy.PluginManager, plugin: object) -> None:
+    for name in dir(plugin):
+        if manager.parse_hookimpl_opts(plugin, name) is not None and name not in HOOKS:
+            raise PluginError(f"unknown hook {name}.{did_you_mean(name, HOOKS)}")
+
+
+def _ask(caller: pluggy.HookCaller, plugin: object, entry_point: EntryPoint) -> Iterator[Provided]:
+    [implementation] = [impl for impl in caller.get_hookimpls() if impl.plugin is plugin]
+    answer = implementation.function()
+    if not isinstance(answer, Mapping):
+        raise PluginError(
+            f"{caller.name} returned {type(answer).__name__}; a mapping of name to factory is due"
+        )
+    for name, factory in answer.items():
+        if not isinstance(name, str) or not callable(factory):
+            raise PluginError(f"{caller.name}: {name!r} -> {factory!r} is not a name and a factory")
+        yield Provided(HOOKS[caller.name], name, factory, *_origin(entry_point))
+
+
+def _check_options(
+    item: Provided, options: Mapping[str, Any], beside: Iterable[str]
+) -> dict[str, Any]:
+    parameters = item.options
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key in options:
+        if key not in parameters and not takes_any:
+            raise UserError(
+                f"{item.kind} '{item.name}' has no option '{key}'."
+                f"{did_you_mean(key, [*parameters, *beside])} "
+                f"Its options: {', '.join(parameters) or 'none'}."
+            )
+    for key, parameter in parameters.items():
+        required = (
+            parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+        )
+        if required and key not in options:
+            raise UserError(f"{item.kind} '{item.name}' needs the option '{key}'.")
+    hints = _hints(item.factory)
+    return {
+        key: _check_value(item, key, value, hints.get(key, Any)) for key, value in options.items()
+    }
+
+
+def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    except (NameError, TypeError):  # annotations that need an import made lazily
+        return {}
+
+
+def _check_value(item: Provided, key: str, value: Any, hint: Any) -> Any:
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise UserError(
+            f"{item.kind} '{item.name}', option '{key}': {value!r} will not do. {reason}."
+        ) from None

@@ -1,0 +1,110 @@
+"""The values that a run passes from stage to stage, and the three things a plugin can provide.
+
+Records are frozen and do no work. Shapes: B trajectories or transitions, T steps, C x H x W
+latents, D = C * H * W latent values, L tokens of width E.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+LogDensity = Literal["mean", "sum"]
+Potential = Literal["rollout", "current", "none"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to draw, and whatever its source knows about it (a reward may read `metadata`)."""
+
+    text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """What an objective may know of the policy before it builds its own networks."""
+
+    latent_channels: int  # C
+    cross_attention_dim: int  # E, the width of prompt_embeds
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an objective asks the engine to compute; the engine computes that and nothing else."""
+
+    log_flow: bool = False  # log F at both ends; the objective then has a module `flow`
+    log_pb: bool = False  # log q(x_t | x_s), the noising process
+    potentials: bool = False  # rewards of intermediate states (forward-looking flow)
+    window: bool = False  # the numbers of the whole accumulation window, in `Transitions.window`
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """What a rollout leaves behind, on the policy's device, float32."""
+
+    prompts: tuple[Prompt, ...]  # B
+    latents: Tensor  # (B, T+1, C, H, W), from noise to the terminal state
+    log_pf: Tensor  # (B, T), log p(x_next | x) under the network that sampled
+    noise_pred: Tensor  # (B, T, C, H, W), that network's guided prediction
+    previews: Tensor  # (B, T, C, H, W), x0hat of its text branch: the potential's latents
+    prompt_embeds: Tensor  # (B, L, E)
+    images: Tensor  # (B, 3, height, width) in [0, 1], decoded from the terminal state
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """Numbers of B transitions x -> x_next, as an objective sees them, float32, each (B,).
+
+    Log-densities are means or sums over the D latent values; `scale` is 1 or D accordingly.
+    """
+
+    log_pf: Tensor  # a leaf: the engine back-propagates d loss / d log_pf through the network
+    log_pf_old: Tensor  # under the network that sampled
+    log_pb: Tensor | None  # log q(x | x_next)
+    log_flow: Tensor | None  # log F(x), with gradient to the objective's own parameters
+    log_flow_next: Tensor | None  # log F(x_next); at the last state beta * reward
+    beta: float  # inverse temperature at this update
+    final_beta: float  # its value after annealing
+    scale: float
+    window: Transitions | None = None  # all transitions of this optimizer step, without gradient
+
+
+class Reward(Protocol):
+    """Any callable that scores images; higher is better.
+
+    images: float32 (B, 3, height, width) in [0, 1]; prompts: B of them. Returns (B,), finite.
+    An `nn.Module` is moved to the device, frozen and put in eval mode by the engine.
+    """
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor: ...
+
+
+class Objective(Protocol):
+    """A function of a batch, never a trainer: loss per item (B,) and metrics to log.
+
+    If it learns, it is an `nn.Module`: the engine optimises its parameters with
+    `update.flow_learning_rate` and saves them. With `needs.log_flow` it has a module `flow`:
+    (latents (B, C, H, W), timesteps (B,), prompt_embeds (B, L, E)) -> (B,).
+    """
+
+    needs: Needs
+
+    def __call__(self, batch: Transitions) -> tuple[Tensor, Mapping[str, Tensor]]: ...
+
+
+class FlowObjective(Objective, Protocol):
+    """An objective that declares `needs.log_flow`."""
+
+    flow: nn.Module
+
+
+PromptSource = Sequence["Prompt | str"]
+
+RewardFactory = Callable[..., Reward]
+PromptSourceFactory = Callable[..., PromptSource]
+ObjectiveFactory = Callable[..., Objective]
