@@ -1,0 +1,56 @@
+"""The command line: parse, call, print. torch is imported only inside the commands that need it."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from dagflow import RunError, UserError, __version__
+from dagflow.cli.console import complain
+
+USER_ERROR, RUN_ERROR = 2, 1
+
+app = typer.Typer(
+    name="dagflow",
+    help="""Align text-to-image diffusion models with GFlowNets: sample images in proportion to
+their reward.
+
+Try: [bold]dagflow train[/bold] (a few minutes on a laptop, no downloads), then
+[bold]dagflow sample RUN --prompt "a cat"[/bold].""",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"dagflow {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The `dagflow` command. Exits: 0 done, 1 the run failed, 2 wrong input, 130 interrupted."""
+    from dagflow.cli import listing, sample, train
+
+    for command in (train, sample, listing):
+        command.register(app)
+    try:
+        app()
+    except UserError as error:
+        complain("Error", str(error))
+        sys.exit(USER_ERROR)
+    except RunError as error:
+        complain("Failed", str(error))
+        sys.exit(RUN_ERROR)

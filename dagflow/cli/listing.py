@@ -1,0 +1,78 @@
+"""`dagflow list-plugins` and `dagflow recipes`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from dagflow import config
+from dagflow.cli.console import out
+from dagflow.plugins import Broken, Provided, load_plugins
+
+
+def register(app: typer.Typer) -> None:
+    app.command("list-plugins")(list_plugins)
+    app.command("recipes")(recipes)
+
+
+def list_plugins(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Tracebacks of broken plugins.")
+    ] = False,
+) -> None:
+    """Show every reward, prompt source and objective, and plugins that did not load."""
+    registry = load_plugins()
+    if as_json:
+        records = {
+            "plugins": [_record(item) for item in registry.provided],
+            "broken": [vars(item) for item in registry.broken],
+        }
+        typer.echo(json.dumps(records, indent=2))
+        return
+    table = Table("kind", "name", "distribution", "version", "options", "help", box=None)
+    for item in sorted(registry.provided, key=lambda item: (item.kind, item.name)):
+        options = ", ".join(f"{key}={value}" for key, value in _options(item).items())
+        row = (item.kind, item.name, item.distribution, item.version, options, item.help)
+        table.add_row(*(escape(cell) for cell in row))
+    out.print(table, soft_wrap=False)
+    for broken in registry.broken:
+        _print_broken(broken, verbose)
+
+
+def recipes() -> None:
+    """Show the built-in recipes: complete runs for `dagflow train RECIPE`."""
+    table = Table("recipe", "what it is", "file", box=None)
+    for name, path in config.recipes().items():
+        table.add_row(name, config.recipe_help(path), str(path))
+    out.print(table, soft_wrap=False)
+
+
+def _print_broken(broken: Broken, verbose: bool) -> None:
+    origin = f"{broken.entry_point} of {broken.distribution} {broken.version}"
+    out.print(f"[bold red]broken[/bold red]  {escape(origin)}: {escape(broken.reason)}")
+    if verbose:
+        out.print(escape(broken.traceback.rstrip()), style="dim")
+
+
+def _options(item: Provided) -> dict[str, Any]:
+    return {
+        key: "required" if parameter.default is inspect.Parameter.empty else parameter.default
+        for key, parameter in item.options.items()
+    }
+
+
+def _record(item: Provided) -> dict[str, Any]:
+    return {
+        "kind": item.kind,
+        "name": item.name,
+        "distribution": item.distribution,
+        "version": item.version,
+        "options": _options(item),
+        "help": item.help,
+    }

@@ -1,0 +1,34 @@
+"""Tab completion of names."""
+
+from __future__ import annotations
+
+from dagflow import config
+from dagflow.plugins import Kind, load_plugins
+
+
+def recipes(incomplete: str) -> list[tuple[str, str]]:
+    return [
+        (name, config.recipe_help(path))
+        for name, path in config.recipes().items()
+        if name.startswith(incomplete)
+    ]
+
+
+def rewards(incomplete: str) -> list[tuple[str, str]]:
+    return _provided("reward", incomplete)
+
+
+def objectives(incomplete: str) -> list[tuple[str, str]]:
+    return _provided("objective", incomplete)
+
+
+def prompts(incomplete: str) -> list[tuple[str, str]]:
+    return _provided("prompts", incomplete)
+
+
+def _provided(kind: Kind, incomplete: str) -> list[tuple[str, str]]:
+    return [
+        (item.name, item.help)
+        for item in load_plugins().provided
+        if item.kind == kind and item.name.startswith(incomplete)
+    ]

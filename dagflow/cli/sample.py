@@ -1,0 +1,93 @@
+"""`dagflow sample`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress
+
+from dagflow import Prompt, UserError
+from dagflow.cli.console import err, out
+
+COLUMNS = 8
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(sample)
+
+
+def sample(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|LORA", help="A run directory, or a folder with a LoRA's weights."
+        ),
+    ],
+    prompt: Annotated[list[str], typer.Option(metavar="TEXT", help="May be repeated.")],
+    count: Annotated[int, typer.Option("-n", min=1, help="Images for each prompt.")] = 4,
+    output: Annotated[Path, typer.Option(help="A folder for the pictures.")] = Path("samples"),
+    seed: Annotated[int, typer.Option(min=0, help="Decides the noise.")] = 0,
+    model: Annotated[
+        str | None,
+        typer.Option(help="The base model of a LoRA outside a run directory. Default: tiny."),
+    ] = None,
+    num_inference_steps: Annotated[
+        int | None, typer.Option(min=1, help="Default: the run's own; 20 for a LoRA.")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(min=0, help="Default: the run's own; 5 for a LoRA.")
+    ] = None,
+) -> None:
+    """Draw images with a trained model.
+
+    Example: dagflow sample runs/jpeg-compressibility-kl-001 --prompt "a cat" -n 8 --output cats
+    """
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output} is a file; give a folder.")
+    from dagflow.config import Config
+    from dagflow.diffusion.noise import Stream
+    from dagflow.engine import checkpoint, pictures
+    from dagflow.evaluate import sample as draw
+    from dagflow.policies.loading import default_device, load_pipeline, resolve_dtype
+    from dagflow.policies.stable_diffusion import StableDiffusionPolicy
+    from dagflow.train import read_config
+
+    config = Config()
+    folder = source
+    if (source / "config.toml").is_file():
+        config = read_config(source)
+        found = checkpoint.checkpoints(source / "checkpoints")
+        if not found:
+            raise UserError(f"the run '{source}' has no checkpoint yet.")
+        folder = found[-1]
+    elif not (source / StableDiffusionPolicy.LORA_FILE).is_file():
+        raise UserError(
+            f"'{source}' is neither a run directory nor a folder with "
+            f"{StableDiffusionPolicy.LORA_FILE}."
+        )
+    scale = config.rollout.guidance_scale if guidance_scale is None else guidance_scale
+    steps = num_inference_steps or config.rollout.num_inference_steps
+    device = default_device()
+    pipeline = load_pipeline(model or config.model, resolve_dtype(config.dtype, device))
+    policy = StableDiffusionPolicy(pipeline, device, scale)
+    policy.load_lora(folder)
+    prompts = [Prompt(text) for text in prompt for _ in range(count)]
+    path = policy.path(steps)
+    with Progress(console=err, transient=True, disable=not err.is_terminal) as bars:
+        task = bars.add_task("sampling", total=len(prompts) * path.steps)
+        images = draw(
+            policy,
+            path,
+            prompts,
+            seed,
+            config.rollout.batch_size,
+            Stream.SAMPLE,
+            lambda units: bars.advance(task, units),
+        )
+    for number, image in enumerate(images):
+        pictures.save(pictures.to_pil(image), output / f"{number:04d}.png")
+    captions = [item.text for item in prompts]
+    pictures.save(pictures.grid(images, COLUMNS, captions), output / "grid.png")
+    out.print(f"{len(images)} pictures and grid.png in {output}")

@@ -1,0 +1,212 @@
+"""`dagflow train`."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dagflow import UserError, config
+from dagflow.cli import names
+from dagflow.cli.console import err, out
+from dagflow.plugins import load_plugins
+
+if TYPE_CHECKING:
+    from dagflow.train import Outcome, Run
+
+INTERRUPTED = 130
+CHANGEABLE = {"epochs", "checkpoint", "evaluate"}  # when a run resumes
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(train)
+
+
+def train(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            help="A recipe's name (see `dagflow recipes`) or a TOML file. Default: tiny.",
+            autocompletion=names.recipes,
+            show_default=False,
+        ),
+    ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=WEIGHT]",
+            help="Reward; may be repeated, the weighted sum counts. Replaces the recipe's rewards.",
+            autocompletion=names.rewards,
+        ),
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="Objective: kl, db, ...", autocompletion=names.objectives)
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(help="Prompt source: animals, file:PATH, ...", autocompletion=names.prompts),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Train on this prompt; may be repeated."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="tiny (embedded), the folder of a diffusers pipeline, or a hub id."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Run directory. Default: a new one under runs/.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides prompts, noise and weights.")] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-s",
+            "--set",
+            metavar="KEY.PATH=VALUE",
+            help="Any setting of the configuration, such as -s epochs=3 -s update.batch_size=64.",
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.")
+    ] = None,
+) -> None:
+    """Align a model with a reward.
+
+    Examples:
+
+      dagflow train --reward jpeg-compressibility --objective kl
+
+      dagflow train --reward jpeg-incompressibility --objective db --seed 1 -s epochs=4
+
+      dagflow train --resume runs/jpeg-compressibility-kl-001
+
+    Ctrl-C finishes the current step, saves, and says how to go on; a second one stops at once.
+    """
+    settings = setting or []
+    if resume is not None:
+        given = [recipe, reward, objective, prompts, prompt, model, output, seed]
+        if any(value is not None for value in given):
+            raise UserError("--resume takes the run's own configuration; only -s goes with it.")
+        _go(_resumed(resume, settings), resume=True)
+        return
+    tree = config.read_recipe(recipe or config.DEFAULT_RECIPE)
+    if reward:
+        tree["rewards"] = dict(_reward_table(text) for text in reward)
+    if objective:
+        _rename(tree, "objective", objective)
+    if prompts:
+        _rename(tree, "prompts", prompts)
+    if prompt:
+        if prompts:
+            raise UserError("--prompts and --prompt exclude each other.")
+        tree["prompts"] = {"name": "texts", "texts": prompt}
+    given_values = {"model": model, "output": output and str(output), "seed": seed}
+    tree |= {key: value for key, value in given_values.items() if value is not None}
+    config.override(tree, settings)
+    resolved = config.resolve(tree)
+    if not resolved.output:
+        resolved = resolved.model_copy(update={"output": _free_directory(resolved)})
+    _go(resolved, resume=False)
+
+
+def _go(resolved: config.Config, resume: bool) -> None:
+    registry = load_plugins()
+    err.print(f"[dim]loading {resolved.model} ...[/dim]") if err.is_terminal else None
+    from dagflow import train as training
+    from dagflow.cli.display import Display
+
+    with Display(err) as display, _stoppable() as stop_asked:
+        run = training.prepare(resolved, registry, display, stop_asked)
+        try:
+            if resume:
+                training.write_config(resolved, run.folder)
+            outcome = training.resume(run) if resume else training.start(run)
+        except training.Interrupted:
+            display.stop()
+            err.print(f"Interrupted and saved. Go on with: dagflow train --resume {run.folder}")
+            raise typer.Exit(INTERRUPTED) from None
+    _summarise(run, outcome)
+
+
+def _resumed(folder: Path, settings: list[str]) -> config.Config:
+    from dagflow.train import read_config
+
+    before = read_config(folder)
+    tree = before.model_dump(mode="json")
+    config.override(tree, settings)
+    after = config.resolve(tree)
+    changed = {
+        key for key in type(after).model_fields if getattr(after, key) != getattr(before, key)
+    }
+    if changed - CHANGEABLE:
+        raise UserError(
+            f"{', '.join(sorted(changed - CHANGEABLE))} cannot change when a run resumes; "
+            f"only {', '.join(sorted(CHANGEABLE))} can."
+        )
+    return after
+
+
+def _reward_table(text: str) -> tuple[str, dict[str, Any]]:
+    name, equals, weight = text.partition("=")
+    if not equals:
+        return name, {}
+    try:
+        return name, {"weight": float(weight)}
+    except ValueError:
+        raise UserError(f"--reward {text}: the weight '{weight}' is not a number.") from None
+
+
+def _rename(tree: dict[str, Any], table: str, name: str) -> None:
+    """Name another plugin in a table, keeping what is not the old plugin's own option."""
+    old = tree.get(table, {})
+    known = type(getattr(config.Config(), table)).model_fields
+    if old.get("name", "") != name:
+        old = {key: value for key, value in old.items() if key in known}
+    tree[table] = {**old, "name": name}
+
+
+def _free_directory(resolved: config.Config) -> str:
+    label = "+".join(resolved.rewards) or "run"
+    stem = f"{label}-{resolved.objective.name}"
+    number = 1
+    while (folder := Path("runs") / f"{stem}-{number:03d}").exists():
+        number += 1
+    return str(folder)
+
+
+@contextmanager
+def _stoppable() -> Iterator[Callable[[], bool]]:
+    """Make the first Ctrl-C a request; the second acts at once."""
+    asked: list[bool] = []
+
+    def handler(*_: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(True)
+        err.print("Stopping after this step (Ctrl-C again: at once) ...")
+
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _summarise(run: Run, outcome: Outcome) -> None:
+    comparison = outcome.comparison
+    out.print(f"pictures  {run.folder / 'samples'}")
+    out.print(f"metrics   {run.folder / 'metrics.jsonl'}")
+    out.print(f"LoRA      {outcome.checkpoint}")
+    if comparison is not None:
+        base, now = float(comparison.base_rewards.mean()), float(comparison.rewards.mean())
+        error = comparison.standard_error
+        errors = f" ({abs(comparison.change) / error:.1f} standard errors)" if error else ""
+        out.print(
+            f"reward on {len(comparison.rewards)} held-out seeds: base {base:.4f}, "
+            f"trained {now:.4f}, change {comparison.change:+.4f} +- {error:.4f}{errors}"
+        )

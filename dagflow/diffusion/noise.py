@@ -1,0 +1,43 @@
+"""Noise that belongs to a trajectory, not to a process.
+
+Each trajectory's noise follows from (stream, seed, epoch, global index) alone, so that batches,
+resumed runs and worlds of any size draw the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Stream(IntEnum):
+    """What random numbers are for; different streams never share one."""
+
+    ROLLOUT = 0
+    HELD_OUT = 1
+    PROMPTS = 2
+    TRANSITIONS = 3
+    WEIGHTS = 4
+    SAMPLE = 5
+
+
+def generator(stream: Stream, *key: int) -> torch.Generator:
+    """A CPU generator that depends on the stream and the key alone."""
+    state = np.random.SeedSequence([int(stream), *key]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def trajectory_noise(
+    stream: Stream, seed: int, epoch: int, indices: Sequence[int], steps: int, shape: Sequence[int]
+) -> Tensor:
+    """Standard normal noise (B, T+1, C, H, W): the first state, then one draw for each step."""
+    return torch.stack(
+        [
+            torch.randn(steps + 1, *shape, generator=generator(stream, seed, epoch, index))
+            for index in indices
+        ]
+    )

@@ -1,0 +1,145 @@
+"""Save and restore everything that a run needs to go on, without pickles."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dagflow import __version__
+from dagflow.engine.update import Learner
+from dagflow.errors import UserError
+from dagflow.policies.stable_diffusion import StableDiffusionPolicy
+
+STATE = "state.json"
+TENSORS = "training_state.safetensors"
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run has come. Noise and prompts follow from it, so no generator is saved."""
+
+    epoch: int = 0  # whole epochs done
+    window: int = 0  # optimizer steps done in the epoch after those
+    warm_up: int = 0  # steps of the flow warm-up done
+    update: int = 0  # optimizer steps done in all; decides beta
+    metrics_bytes: int = 0  # length of metrics.jsonl
+    timings_bytes: int = 0  # length of timings.jsonl
+    version: str = field(default=__version__)  # of dagflow
+
+    @property
+    def name(self) -> str:
+        """Sorts in the order of time: epoch-0000-flow-0007, epoch-0000-update-0003, epoch-0001."""
+        name = f"epoch-{self.epoch:04d}"
+        if self.window:
+            return f"{name}-update-{self.window:04d}"
+        return f"{name}-flow-{self.warm_up:04d}" if self.warm_up and not self.update else name
+
+
+def save(
+    folder: Path,
+    learner: Learner,
+    position: Position,
+    rollout_lora: Mapping[str, Tensor],
+    keep: int,
+) -> Path:
+    """Write `folder/epoch-NNNN[-update-MMMM]` atomically, then drop all but the newest `keep`.
+
+    Within an epoch the LoRA that sampled its trajectories is kept too: a resumed run samples them
+    again, rather than storing them.
+    """
+    target = folder / position.name
+    if not target.exists():
+        partial = folder / f".{target.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        learner.policy.save_lora(partial)
+        tensors = _tensors(learner)
+        if position.window:
+            tensors |= {f"rollout.{name}": tensor for name, tensor in rollout_lora.items()}
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()}, partial / TENSORS
+        )
+        (partial / STATE).write_text(json.dumps(asdict(position), indent=1), encoding="utf-8")
+        for path in [*partial.iterdir(), partial]:
+            _sync(path)
+        partial.rename(target)
+        _sync(folder)
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """All complete checkpoints, oldest first."""
+    return sorted(path.parent for path in folder.glob(f"epoch-*/{STATE}"))
+
+
+def restore(checkpoint: Path, learner: Learner) -> tuple[Position, dict[str, Tensor]]:
+    """Load a checkpoint into the learner; returns the position and the epoch's rollout LoRA.
+
+    Raises UserError if the files are damaged or belong to another configuration.
+    """
+    try:
+        position = Position(**json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
+        tensors = load_file(checkpoint / TENSORS)
+        current = load_lora(checkpoint)
+        _load_module(learner.objective, _part(tensors, "objective."))
+        _load_optimizer(learner.optimizer, _part(tensors, "optimizer."))
+        learner.policy.set_lora_state(current)
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise UserError(f"the checkpoint {checkpoint} cannot be restored: {error}") from error
+    return position, _part(tensors, "rollout.") or current
+
+
+def load_lora(folder: Path) -> dict[str, Tensor]:
+    """The UNet's LoRA matrices in a folder that `save_lora` wrote."""
+    return _part(load_file(folder / StableDiffusionPolicy.LORA_FILE), "unet.")
+
+
+def _tensors(learner: Learner) -> dict[str, Tensor]:
+    tensors = {}
+    if isinstance(learner.objective, nn.Module):
+        for name, tensor in learner.objective.state_dict().items():
+            tensors[f"objective.{name}"] = tensor
+    for index, values in learner.optimizer.state_dict()["state"].items():
+        for name, value in values.items():
+            tensors[f"optimizer.{index}.{name}"] = value
+    return tensors
+
+
+def _load_module(module: object, state: dict[str, Tensor]) -> None:
+    if isinstance(module, nn.Module):
+        module.load_state_dict(state)
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
+    values: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        index, name = key.split(".")
+        values.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": values})
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

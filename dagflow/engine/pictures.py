@@ -1,0 +1,76 @@
+"""Pictures of pictures: grids, and before beside after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+GAP = 4
+LEAST_SIDE = 96  # smaller pictures are magnified, so that they can be looked at
+CAPTION = 16
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """A float image (3, height, width) in [0, 1] as a PIL image of the same size."""
+    pixels = (image * 255).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def grid(images: Tensor, columns: int, captions: Sequence[str] = ()) -> Image.Image:
+    """Images (B, 3, height, width) in rows of `columns`, small ones magnified by a whole factor.
+
+    A caption, where given, stands under its image.
+    """
+    tiles = [_magnified(to_pil(image)) for image in images]
+    width, height = tiles[0].size
+    under = CAPTION if captions else 0
+    rows = -(-len(tiles) // columns)
+    size = (columns * (width + GAP) + GAP, rows * (height + under + GAP) + GAP)
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=11)
+    for place, tile in enumerate(tiles):
+        row, column = divmod(place, columns)
+        corner = (GAP + column * (width + GAP), GAP + row * (height + under + GAP))
+        sheet.paste(tile, corner)
+        if captions:
+            text = _fitting(draw, captions[place], font, width)
+            draw.text((corner[0], corner[1] + height + 1), text, "black", font)
+    return sheet
+
+
+def before_after(before: Tensor, after: Tensor, captions: Sequence[str]) -> Image.Image:
+    """Columns of pairs: the base model's image above the trained one's, from the same noise."""
+    blanks = [""] * len(before)
+    both = torch.cat([before, after])
+    return grid(both, columns=len(before), captions=[*blanks, *captions])
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Write a PNG; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    picture.save(partial, format="PNG")
+    partial.rename(path)
+
+
+def _magnified(image: Image.Image) -> Image.Image:
+    factor = -(-LEAST_SIDE // min(image.size))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def _fitting(
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    width: int,
+) -> str:
+    shown = text
+    while draw.textlength(shown, font) > width:
+        text = text[:-1]
+        shown = text + "…"
+    return shown

@@ -1,0 +1,53 @@
+"""Which prompt each trajectory gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from dagflow.diffusion.noise import Stream, generator
+from dagflow.errors import PluginError, UserError
+from dagflow.types import Prompt, PromptSource
+
+
+def as_prompts(name: str, source: Iterable[Prompt | str]) -> tuple[Prompt, ...]:
+    """What a prompt source holds, as prompts.
+
+    Raises UserError if it is empty, PluginError if an item is neither a text nor a `Prompt`.
+    """
+    items = []
+    for position, item in enumerate(source):
+        if not isinstance(item, (str, Prompt)):
+            raise PluginError(
+                f"prompts '{name}': item {position} is {type(item).__name__}, not a str or a Prompt"
+            )
+        items.append(Prompt(item) if isinstance(item, str) else item)
+    if not items:
+        raise UserError(f"prompts '{name}' is empty.")
+    return tuple(items)
+
+
+def heldout_prompts(
+    name: str, source: PromptSource, prompts: tuple[Prompt, ...]
+) -> tuple[Prompt, ...]:
+    """The source's `heldout` prompts, or the training prompts where it has none."""
+    heldout: Sequence[Prompt | str] | None = getattr(source, "heldout", None)
+    return as_prompts(f"{name}.heldout", heldout) if heldout else prompts
+
+
+def draw_prompts(
+    prompts: Sequence[Prompt], seed: int, epoch: int, count: int, images_per_prompt: int
+) -> tuple[Prompt, ...]:
+    """The prompts of an epoch's trajectories, `images_per_prompt` consecutive ones alike.
+
+    Passes over the source in a new order each time, each prompt once in a pass; where an epoch
+    begins follows from its number, so a resumed run needs no cursor.
+    """
+    groups = count // images_per_prompt
+    chosen = []
+    for position in range(epoch * groups, (epoch + 1) * groups):
+        pass_number, place = divmod(position, len(prompts))
+        order = torch.randperm(len(prompts), generator=generator(Stream.PROMPTS, seed, pass_number))
+        chosen.append(prompts[int(order[place])])
+    return tuple(prompt for prompt in chosen for _ in range(images_per_prompt))

@@ -1,0 +1,65 @@
+"""F_phi: the learned part of the log-flow of a state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D
+from torch import Tensor, nn
+
+from dagflow import PolicySpec
+
+GROUPS = 8
+HEADS = 4
+
+
+class FlowNetwork(nn.Module):
+    """The down half of a UNet with cross-attention on the prompt, pooled to one number.
+
+    Zhang et al., appendix on the flow network: channels (64, 128, 256, 256), global average pool,
+    one linear output, float32. The output layer starts at zero, so log F~ = 0 before training.
+    Raises ValueError if a number of channels is not a multiple of 8.
+    """
+
+    def __init__(self, spec: PolicySpec, channels: Sequence[int]) -> None:
+        super().__init__()
+        if any(width % GROUPS for width in channels):
+            raise ValueError(f"flow_channels must be multiples of {GROUPS}, not {list(channels)}")
+        width = channels[0]
+        self.time_proj = Timesteps(width, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(width, 4 * width)
+        self.conv_in = nn.Conv2d(spec.latent_channels, width, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            CrossAttnDownBlock2D(
+                in_channels=before,
+                out_channels=after,
+                temb_channels=4 * width,
+                resnet_groups=GROUPS,
+                num_attention_heads=HEADS,
+                cross_attention_dim=spec.cross_attention_dim,
+                add_downsample=last is False,
+            )
+            for before, after, last in _levels(channels)
+        )
+        self.norm = nn.GroupNorm(GROUPS, channels[-1])
+        self.head = nn.Linear(channels[-1], 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
+        """log F~ (B,) of latents (B, C, H, W) at timesteps (B,), for prompt_embeds (B, L, E)."""
+        emb = self.time_embedding(self.time_proj(timesteps))
+        hidden = self.conv_in(latents)
+        for block in self.blocks:
+            hidden, _ = block(hidden, emb, encoder_hidden_states=prompt_embeds)
+        pooled = torch.nn.functional.silu(self.norm(hidden)).mean((2, 3))
+        return self.head(pooled).squeeze(1)  # type: ignore[no-any-return]
+
+
+def _levels(channels: Sequence[int]) -> list[tuple[int, int, bool]]:
+    """(channels before, after, whether it is the last) of each level."""
+    before = [channels[0], *channels[:-1]]
+    last = len(channels) - 1
+    return [(before[k], channels[k], k == last) for k in range(len(channels))]

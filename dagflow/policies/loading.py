@@ -1,0 +1,77 @@
+"""From the name of a model to a diffusers pipeline in memory."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dagflow.errors import UserError, did_you_mean
+
+EMBEDDED = {"tiny": "models/tiny"}
+
+
+def default_device() -> torch.device:
+    """CUDA if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of the frozen network; `auto` is bfloat16 on CUDA and float32 elsewhere.
+
+    bfloat16 on a CPU without the instructions for it is ten times slower than float32.
+    """
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def load_pipeline(model: str, dtype: torch.dtype) -> Any:
+    """A `StableDiffusionPipeline` from the embedded model, a folder or a hub id.
+
+    All modules get one dtype. Raises UserError if it is no such pipeline or cannot be had.
+    """
+    import diffusers.utils.logging
+    import transformers.utils.logging
+    from diffusers import StableDiffusionPipeline
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    source = _source(model)
+    try:
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            source,
+            dtype=dtype,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"'{model}' does not load as a Stable Diffusion pipeline: {reason}"
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _source(model: str) -> str:
+    """Where the files are. A path that exists, or looks like one, is never asked of the hub."""
+    if model in EMBEDDED:
+        return str(resources.files("dagflow") / EMBEDDED[model])
+    path = Path(model)
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise UserError(
+                f"'{model}' is no diffusers pipeline: the folder has no model_index.json."
+            )
+        return model
+    if path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise UserError(
+            f"there is no model '{model}'.{did_you_mean(model, EMBEDDED)} "
+            f"Give {', '.join(EMBEDDED)} (embedded), the folder of a diffusers pipeline, or a hub "
+            f"id such as owner/name."
+        )
+    return model

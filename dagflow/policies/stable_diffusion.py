@@ -1,0 +1,196 @@
+"""Stable Diffusion (UNet2DConditionModel, AutoencoderKL, CLIP text encoder) as a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dagflow.config import LoraTable
+from dagflow.diffusion.noise import Stream, generator
+from dagflow.diffusion.path import GaussianPath
+from dagflow.errors import UserError
+from dagflow.types import PolicySpec
+
+ADAPTER = "default"
+
+
+class Prediction(NamedTuple):
+    """A network's output at B states, float32 (B, C, H, W), whatever it predicts."""
+
+    guided: Tensor  # e_uncond + w (e_text - e_uncond)
+    text: Tensor  # e_text
+
+
+class StableDiffusionPolicy:
+    """A frozen pipeline, and a LoRA on its UNet that is trained."""
+
+    LORA_FILE = "pytorch_lora_weights.safetensors"
+
+    def __init__(self, pipeline: Any, device: torch.device, guidance_scale: float) -> None:
+        self.pipeline = pipeline.to(device)
+        self.device = device
+        self.guidance_scale = guidance_scale
+        self.prediction_type: str = pipeline.scheduler.config.prediction_type
+        for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+            module.requires_grad_(False).eval()
+        self._negative_prompt_embeds = self.encode([""])
+
+    @property
+    def unet(self) -> Any:
+        return self.pipeline.unet
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        size = self.unet.config.sample_size
+        return (self.unet.config.in_channels, size, size)
+
+    @property
+    def spec(self) -> PolicySpec:
+        return PolicySpec(self.unet.config.in_channels, self.unet.config.cross_attention_dim)
+
+    def path(self, num_inference_steps: int) -> GaussianPath:
+        """The states of diffusers' DDIMScheduler with that many steps.
+
+        A last step without noise has no density (set_alpha_to_one = True); the state before it is
+        then the terminal one. Raises UserError if no step with a density remains.
+        """
+        from diffusers import DDIMScheduler
+
+        scheduler = DDIMScheduler.from_config(self.pipeline.scheduler.config, clip_sample=False)
+        scheduler.set_timesteps(num_inference_steps)
+        stride = scheduler.config.num_train_timesteps // num_inference_steps
+        times = scheduler.timesteps.tolist()
+        last = times[-1] - stride
+        products = [float(scheduler.alphas_cumprod[t]) for t in times]
+        end = scheduler.alphas_cumprod[last] if last >= 0 else scheduler.final_alpha_cumprod
+        alpha_squared = torch.tensor([*products, float(end)], dtype=torch.float64)
+        timesteps = torch.tensor([*times, max(last, 0)])
+        noiseless_end = bool(alpha_squared[-1] >= 1)
+        kept = slice(0, -1 if noiseless_end else None)
+        if noiseless_end and num_inference_steps < 2:
+            raise UserError(
+                "this model's scheduler needs rollout.num_inference_steps of at least 2."
+            )
+        return GaussianPath(
+            alpha_squared[kept].sqrt(),
+            (1 - alpha_squared[kept]).sqrt(),
+            timesteps[kept],
+            noiseless_end,
+        )
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """prompt_embeds (B, L, E) in the network's dtype; each distinct text is encoded once."""
+        distinct = list(dict.fromkeys(texts))
+        embeds, _ = self.pipeline.encode_prompt(distinct, self.device, 1, False)
+        rows = torch.tensor([distinct.index(text) for text in texts], device=self.device)
+        return embeds[rows]  # type: ignore[no-any-return]
+
+    def predict(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Prediction:
+        """Both branches of classifier-free guidance in one pass.
+
+        latents (B, C, H, W) float32, timesteps (B,) int64, prompt_embeds (B, L, E).
+        """
+        negative = self._negative_prompt_embeds.expand(len(latents), -1, -1)
+        output = self._network(
+            torch.cat([latents, latents]),
+            torch.cat([timesteps, timesteps]),
+            torch.cat([negative, prompt_embeds]),
+        )
+        unconditional, text = output.chunk(2)
+        return Prediction(unconditional + self.guidance_scale * (text - unconditional), text)
+
+    def predict_text(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
+        """The text branch alone, float32 (B, C, H, W)."""
+        return self._network(latents, timesteps, prompt_embeds)
+
+    def _network(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
+        dtype = self.unet.dtype
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            output = self.unet(latents.to(dtype), timesteps, prompt_embeds, return_dict=False)[0]
+        return output.float()  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images float32 (B, 3, height, width) in [0, 1] from latents (B, C, H, W)."""
+        vae = self.pipeline.vae
+        output = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
+        return (output.float() / 2 + 0.5).clamp(0, 1)  # type: ignore[no-any-return]
+
+    def add_lora(self, lora: LoraTable, seed: int) -> None:
+        """Adapt the UNet by a fresh LoRA, in float32, that changes nothing until it is trained.
+
+        Raises UserError if no layer bears one of the target names.
+        """
+        from peft import LoraConfig
+
+        settings = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            target_modules=list(lora.targets),
+            init_lora_weights="gaussian",
+        )
+        try:
+            self.unet.add_adapter(settings, adapter_name=ADAPTER)
+        except ValueError as error:
+            raise UserError(f"lora.targets = {list(lora.targets)}: {error}") from error
+        source = generator(Stream.WEIGHTS, seed)
+        for name, parameter in self.unet.named_parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+                if "lora_A" in name:
+                    fresh = torch.randn(parameter.shape, generator=source) / lora.rank
+                    parameter.data.copy_(fresh)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained: the LoRA's matrices."""
+        return [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
+
+    def lora_state(self) -> dict[str, Tensor]:
+        """The LoRA's matrices by name, on the CPU."""
+        from peft.utils import get_peft_model_state_dict
+
+        state = get_peft_model_state_dict(self.unet, adapter_name=ADAPTER)
+        return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+    def set_lora_state(self, state: dict[str, Tensor]) -> None:
+        """Put back what `lora_state` returned."""
+        from peft.utils import set_peft_model_state_dict
+
+        set_peft_model_state_dict(self.unet, state, adapter_name=ADAPTER)
+
+    def save_lora(self, folder: Path) -> None:
+        """Write pytorch_lora_weights.safetensors as diffusers' `load_lora_weights` reads it."""
+        type(self.pipeline).save_lora_weights(
+            folder,
+            unet_lora_layers=self.lora_state(),
+            unet_lora_adapter_metadata=self.unet.peft_config[ADAPTER].to_dict(),
+        )
+
+    def load_lora(self, folder: Path) -> None:
+        """Load what `save_lora` wrote, by diffusers' own reader.
+
+        Raises UserError if the folder holds no LoRA for this network.
+        """
+        try:
+            self.pipeline.load_lora_weights(folder, adapter_name=ADAPTER)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise UserError(f"'{folder}' holds no LoRA for this model: {error}") from error
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        """Inside this context the network is the frozen base model, without the LoRA."""
+        adapted = bool(getattr(self.unet, "peft_config", None))
+        if adapted:
+            self.unet.disable_adapters()
+        try:
+            yield
+        finally:
+            if adapted:
+                self.unet.enable_adapters()

@@ -1,0 +1,377 @@
+"""The training run, top to bottom: prompts, rollout, score, cut, update, checkpoint, report."""
+
+from __future__ import annotations
+
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dagflow import config as configuration
+from dagflow.config import Config, OpenTable
+from dagflow.diffusion.noise import Stream, trajectory_noise
+from dagflow.diffusion.path import GaussianPath
+from dagflow.engine import checkpoint as checkpoints
+from dagflow.engine import pictures
+from dagflow.engine.checkpoint import Position
+from dagflow.engine.metrics import JsonLines
+from dagflow.engine.prompts import as_prompts, draw_prompts, heldout_prompts
+from dagflow.engine.rollout import concatenate, rollout, split
+from dagflow.engine.scoring import WeightedReward, place, potentials
+from dagflow.engine.transitions import cut
+from dagflow.engine.update import (
+    Learner,
+    Window,
+    current_potentials,
+    make_learner,
+    update,
+    warm_up,
+)
+from dagflow.errors import RunError, UserError
+from dagflow.evaluate import Comparison, compare, cycle, sample
+from dagflow.plugins import Kind, Registry
+from dagflow.policies.loading import default_device, load_pipeline, resolve_dtype
+from dagflow.policies.stable_diffusion import StableDiffusionPolicy
+from dagflow.types import Prompt, PromptSource, Trajectories
+
+
+class Watcher(Protocol):
+    """Whoever shows a run to a person."""
+
+    def phase(self, name: str, total: int, epoch: int) -> None:
+        """A stage begins, of `total` units; epochs count from 1."""
+
+    def advance(self, units: int) -> None:
+        """So many units of the stage are done."""
+
+    def show(self, metrics: Mapping[str, float]) -> None:
+        """New numbers."""
+
+    def epoch_done(self, epoch: int, epochs: int) -> None:
+        """An epoch is over and saved."""
+
+
+class Interrupted(Exception):
+    """The user asked the run to stop; everything is saved."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a run is made of, checked and loaded."""
+
+    config: Config
+    folder: Path
+    learner: Learner
+    path: GaussianPath
+    rewards: tuple[WeightedReward, ...]
+    prompts: tuple[Prompt, ...]
+    heldout: tuple[Prompt, ...]
+    watcher: Watcher
+    stop_asked: Callable[[], bool]
+
+    @property
+    def policy(self) -> StableDiffusionPolicy:
+        return self.learner.policy
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run leaves behind."""
+
+    checkpoint: Path
+    comparison: Comparison | None
+
+
+def prepare(
+    config: Config,
+    registry: Registry,
+    watcher: Watcher,
+    stop_asked: Callable[[], bool] = lambda: False,
+) -> Run:
+    """Load model, rewards, prompts and objective, writing nothing.
+
+    Raises UserError for anything in the configuration that cannot be had.
+    """
+    if not config.rewards:
+        known = ", ".join(registry.names("reward"))
+        raise UserError(f"a run needs a reward: --reward NAME. Installed: {known}.")
+    names = {label: table.name or label for label, table in config.rewards.items()}
+    for name in names.values():
+        registry.find("reward", name)
+    registry.find("objective", config.objective.name)
+    source, prompts = _prompts(config, registry)
+
+    device = default_device()
+    dtype = resolve_dtype(config.dtype, device)
+    pipeline = load_pipeline(config.model, dtype)
+    policy = StableDiffusionPolicy(pipeline, device, config.rollout.guidance_scale)
+    path = policy.path(config.rollout.num_inference_steps)
+    policy.add_lora(config.lora, config.seed)
+    rewards = tuple(
+        WeightedReward(
+            label,
+            place(_build(registry, "reward", names[label], table), device),
+            table.weight,
+        )
+        for label, table in config.rewards.items()
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        name = config.objective.name
+        objective = _build(registry, "objective", name, config.objective, policy.spec)
+    learner = make_learner(policy, objective, config.update, config.objective.log_density)
+    heldout = heldout_prompts(config.prompts.name, source, prompts)
+    folder = Path(config.output)
+    return Run(config, folder, learner, path, rewards, prompts, heldout, watcher, stop_asked)
+
+
+def start(run: Run) -> Outcome:
+    """Begin in a directory that does not exist or is empty, and train to the end."""
+    if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
+        raise UserError(_occupied(run.folder))
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_config(run.config, run.folder)
+    if run.config.evaluate.grid:
+        _draw_grid(run, epoch=0)
+    return _train(run, Position(), run.policy.lora_state())
+
+
+def resume(run: Run) -> Outcome:
+    """Go on from the newest checkpoint of the directory, to the same end as without the break."""
+    found = checkpoints.checkpoints(run.folder / "checkpoints")
+    if not found:
+        raise UserError(f"{run.folder} has no checkpoint to resume from.")
+    position, rollout_lora = checkpoints.restore(found[-1], run.learner)
+    return _train(run, position, rollout_lora)
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration of an existing run. Raises UserError if the folder is no run."""
+    file = folder / "config.toml"
+    if not file.is_file():
+        raise UserError(f"'{folder}' is not a run directory: it has no config.toml.")
+    tree = tomllib.loads(file.read_text(encoding="utf-8"))
+    return configuration.resolve({**tree, "output": str(folder)})
+
+
+def write_config(config: Config, folder: Path) -> None:
+    (folder / "config.toml").write_text(configuration.dump(config), encoding="utf-8")
+
+
+def _train(run: Run, position: Position, rollout_lora: dict[str, Tensor]) -> Outcome:
+    config = run.config
+    metrics = JsonLines(run.folder / "metrics.jsonl", position.metrics_bytes)
+    timings = JsonLines(run.folder / "timings.jsonl", position.timings_bytes)
+
+    def save() -> Path:
+        here = replace(position, metrics_bytes=metrics.length, timings_bytes=timings.length)
+        folder = run.folder / "checkpoints"
+        return checkpoints.save(folder, run.learner, here, rollout_lora, config.checkpoint.keep)
+
+    try:
+        for epoch in range(position.epoch, config.epochs):
+            clock = Clock()
+            trajectories = _collect(run, epoch, position, rollout_lora)
+            clock.lap("rollout")
+            values = _score(run, trajectories, epoch)
+            clock.lap("score")
+            if position.update == 0:
+                for numbers in _warm_up(run, trajectories, values, position.warm_up):
+                    position = replace(position, warm_up=position.warm_up + 1)
+                    metrics.write({"warm_up": position.warm_up, **numbers})
+                clock.lap("warm_up")
+
+            windows = cut(config, epoch, run.path.steps)
+            run.watcher.phase("update", len(windows) - position.window, epoch + 1)
+            for rows in windows[position.window :]:
+                _stop_if_asked(run)
+                beta = config.beta(position.update)
+                window = _window(run, trajectories, values, rows, beta)
+                numbers = update(run.learner, window)
+                position = replace(position, window=position.window + 1, update=position.update + 1)
+                record = {"epoch": epoch + 1, "update": position.update, "beta": beta}
+                metrics.write({**record, **numbers})
+                run.watcher.show(numbers)
+                run.watcher.advance(1)
+            clock.lap("update")
+
+            position = replace(position, epoch=epoch + 1, window=0)
+            rollout_lora = run.policy.lora_state()
+            metrics.write({"epoch": epoch + 1, **_reward_summary(values[:, -1])})
+            if config.evaluate.grid:
+                _draw_grid(run, epoch + 1)
+                clock.lap("grid")
+            timings.write({"epoch": epoch + 1, **clock.laps})
+            if position.epoch % config.checkpoint.every == 0 or position.epoch == config.epochs:
+                save()
+            run.watcher.epoch_done(epoch + 1, config.epochs)
+    except (Interrupted, RunError):
+        save()
+        raise
+    return Outcome(save(), _evaluate(run))
+
+
+def _collect(
+    run: Run, epoch: int, position: Position, rollout_lora: dict[str, Tensor]
+) -> Trajectories:
+    """The epoch's trajectories, from the weights that it began with."""
+    settings = run.config.rollout
+    prompts = draw_prompts(
+        run.prompts, run.config.seed, epoch, settings.samples_per_epoch, settings.images_per_prompt
+    )
+    run.watcher.phase("rollout", len(prompts) * run.path.steps, epoch + 1)
+    latest = run.policy.lora_state()
+    if position.window:
+        run.policy.set_lora_state(rollout_lora)
+    parts = []
+    for start in range(0, len(prompts), settings.batch_size):
+        batch = prompts[start : start + settings.batch_size]
+        indices = range(start, start + len(batch))
+        noise = trajectory_noise(
+            Stream.ROLLOUT,
+            run.config.seed,
+            epoch,
+            indices,
+            run.path.steps,
+            run.policy.latent_shape,
+        )
+        density = run.learner.density
+        parts.append(rollout(run.policy, run.path, batch, noise, density, _watching(run)))
+    if position.window:
+        run.policy.set_lora_state(latest)
+    return concatenate(parts)
+
+
+def _score(run: Run, trajectories: Trajectories, epoch: int) -> Tensor:
+    """Rewards at every state (B, T+1); see `potentials`."""
+    kind = run.config.rollout.potential if run.learner.objective.needs.potentials else "none"
+    total = trajectories.log_pf.numel()
+    run.watcher.phase("score", total if kind == "rollout" else 0, epoch + 1)
+    parts = split(trajectories, run.config.rollout.batch_size)
+    values = torch.cat(
+        [potentials(run.policy, run.rewards, part, kind, _watching(run)) for part in parts]
+    )
+    run.watcher.show(_reward_summary(values[:, -1]))
+    return values
+
+
+def _warm_up(
+    run: Run, trajectories: Trajectories, values: Tensor, done: int
+) -> Iterator[dict[str, float]]:
+    """Train the objective's own parameters alone, at the first beta above zero."""
+    count = run.config.update.flow_warmup if run.learner.objective_parameters else 0
+    windows = cut(run.config, 0, run.path.steps)
+    beta = run.config.beta(0) or run.config.beta(1)
+    run.watcher.phase("warm-up", count - done, 1)
+    for k in range(done, count):
+        _stop_if_asked(run)
+        window = _window(run, trajectories, values, windows[k % len(windows)], beta)
+        yield warm_up(run.learner, window)
+        run.watcher.advance(1)
+
+
+def _window(
+    run: Run, trajectories: Trajectories, values: Tensor, rows: Tensor, beta: float
+) -> Window:
+    window = Window(trajectories, values, run.path, rows, beta, run.config.objective.beta)
+    if run.learner.objective.needs.potentials and run.config.rollout.potential == "current":
+        values = current_potentials(run.learner, window, run.rewards)
+        window = replace(window, potentials=values)
+    return window
+
+
+def _draw_grid(run: Run, epoch: int) -> None:
+    """The same prompts and noise every time, so that what changes is the model."""
+    prompts = cycle(run.heldout, run.config.evaluate.grid)
+    run.watcher.phase("grid", len(prompts) * run.path.steps, max(epoch, 1))
+    size = run.config.rollout.batch_size
+    images = sample(
+        run.policy, run.path, prompts, run.config.seed, size, progress=run.watcher.advance
+    )
+    picture = pictures.grid(images, columns=8, captions=[prompt.text for prompt in prompts])
+    pictures.save(picture, run.folder / "samples" / f"epoch-{epoch:04d}.png")
+
+
+def _evaluate(run: Run) -> Comparison | None:
+    """Base against trained on held-out seeds, and a picture of the first of them."""
+    count = run.config.evaluate.images
+    if not count:
+        return None
+    prompts = cycle(run.heldout, count)
+    run.watcher.phase("evaluate", 2 * count * run.path.steps, run.config.epochs)
+    comparison = compare(
+        run.policy,
+        run.path,
+        prompts,
+        run.rewards,
+        run.config.seed,
+        run.config.rollout.batch_size,
+        run.watcher.advance,
+    )
+    shown = min(count, 12)
+    picture = pictures.before_after(
+        comparison.base_images[:shown],
+        comparison.images[:shown],
+        [prompt.text for prompt in prompts[:shown]],
+    )
+    pictures.save(picture, run.folder / "samples" / "before-after.png")
+    return comparison
+
+
+def _prompts(config: Config, registry: Registry) -> tuple[PromptSource, tuple[Prompt, ...]]:
+    table = config.prompts
+    name, colon, path = table.name.partition(":")
+    if colon:
+        table = table.model_copy(update={"path": path})
+    source: PromptSource = _build(registry, "prompts", name, table)
+    return source, as_prompts(name, source)
+
+
+def _build(registry: Registry, kind: Kind, name: str, table: OpenTable, *first: object) -> Any:
+    """What a table of the configuration names, with the options that stand beside the name."""
+    return registry.build(kind, name, table.options, first, beside=type(table).model_fields)
+
+
+def _reward_summary(rewards: Tensor) -> dict[str, float]:
+    spread = float(rewards.std()) if len(rewards) > 1 else 0.0
+    return {"reward_mean": float(rewards.mean()), "reward_std": spread}
+
+
+def _watching(run: Run) -> Callable[[int], None]:
+    def progress(units: int) -> None:
+        run.watcher.advance(units)
+        _stop_if_asked(run)
+
+    return progress
+
+
+def _stop_if_asked(run: Run) -> None:
+    if run.stop_asked():
+        raise Interrupted
+
+
+def _occupied(folder: Path) -> str:
+    if (folder / "config.toml").is_file():
+        return (
+            f"'{folder}' holds a run already. Go on with `dagflow train --resume {folder}`, or "
+            f"give another --output."
+        )
+    return f"'{folder}' exists and is not empty. Give another --output."
+
+
+class Clock:
+    """Seconds spent in each stage."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[f"{name}_seconds"] = round(now - self._last, 3)
+        self._last = now
