@@ -1,0 +1,153 @@
+"""Everything here runs the installed command, as a person would."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.conftest import SHORT_OPTIONS
+
+
+def test_train_sample_and_resume_from_the_command_line(dagflow, tmp_path: Path) -> None:
+    done = dagflow("train", "--reward", "jpeg-compressibility", "--output", "run", *SHORT_OPTIONS)
+    assert done.returncode == 0, done.stderr
+    assert "epoch 2/2" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr  # no colours outside a terminal
+    for label in ("pictures  run/samples", "metrics   run/metrics.jsonl", "LoRA      run/checkp"):
+        assert label in done.stdout
+    assert "reward on 4 held-out seeds: base -" in done.stdout
+
+    run = tmp_path / "run"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert sum("warm_up" in line for line in lines) == 2
+    updates = [line for line in lines if "update" in line]
+    assert [line["update"] for line in updates] == list(range(1, len(updates) + 1))
+    assert {"beta", "loss", "policy_grad_norm", "flow_grad_norm"} <= updates[0].keys()
+    pictures = sorted(path.name for path in (run / "samples").iterdir())
+    assert pictures == ["before-after.png", *(f"epoch-000{k}.png" for k in range(3))]
+    with Image.open(run / "samples" / "epoch-0002.png") as picture:
+        assert picture.width > 96
+
+    done = dagflow("sample", "run", "--prompt", "a cat", "--prompt", "a dog", "-n", "1",
+                   "--output", "drawn")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(tmp_path / "drawn")) == ["0000.png", "0001.png", "grid.png"]
+
+    done = dagflow("train", "--resume", "run", "-s", "epochs=3")
+    assert done.returncode == 0, done.stderr
+    assert "epoch 3/3" in done.stderr
+    assert (run / "checkpoints" / "epoch-0003").is_dir()
+
+
+def test_a_lora_folder_draws_like_its_run(dagflow, tmp_path: Path) -> None:
+    assert dagflow("train", "--output", "run", "--objective", "db", *SHORT_OPTIONS).returncode == 0
+    common = ("--prompt", "a cat", "-n", "2", "--num-inference-steps", "4", "--guidance-scale", "3")
+    assert dagflow("sample", "run", *common, "--output", "one").returncode == 0
+    lora = "run/checkpoints/epoch-0002"
+    assert dagflow("sample", lora, *common, "--output", "two").returncode == 0
+    one, two = ((tmp_path / name / "grid.png").read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("dagflow")), "train", "--output", "run"]
+    process = subprocess.Popen(
+        [*command, *SHORT_OPTIONS, "-s", "epochs=500"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and "update" in metrics.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "Go on with: dagflow train --resume run" in errors
+    assert list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+BAD_INPUT = {
+    "unknown reward": (
+        ["train", "--reward", "jpeg-compresibility"],
+        "no reward called 'jpeg-compresibility'. Did you mean 'jpeg-compressibility'?",
+    ),
+    "unknown objective": (["train", "--objective", "kll"], "Did you mean 'kl'? Installed: db, kl."),
+    "unknown prompts": (["train", "--prompts", "animal"], "Did you mean 'animals'?"),
+    "unknown recipe": (["train", "tinny"], "Did you mean 'tiny'?"),
+    "unknown key": (["train", "-s", "update.lr=3"], "there is no setting 'update.lr'."),
+    "unknown option": (
+        ["train", "-s", "objective.bta=3"],
+        "objective 'kl' has no option 'bta'. Did you mean 'beta'?",
+    ),
+    "option of the other objective": (
+        ["train", "--objective", "db", "-s", "objective.clip=1"],
+        "objective 'db' has no option 'clip'.",
+    ),
+    "wrong type": (["train", "-s", "epochs=many"], "epochs = 'many': input should be a valid int"),
+    "wrong weight": (["train", "--reward", "jpeg-compressibility=x"], "'x' is not a number"),
+    "wrong widths": (["train", "-s", "objective.flow_channels=[12]"], "multiples of 8"),
+    "missing file": (["train", "--prompts", "file:none.txt"], "'none.txt' cannot be read"),
+    "no pipeline": (["train", "--model", "."], "has no model_index.json"),
+    "no model": (["train", "--model", "./none"], "there is no model './none'"),
+    "occupied output": (["train", "--output", "occupied"], "'occupied' exists and is not empty"),
+    "other run": (["train", "--output", "other"], "holds a run already. Go on with `dagflow train"),
+    "output is a file": (["train", "--output", "file"], "'file' exists and is not empty"),
+    "resume of nothing": (["train", "--resume", "none"], "'none' is not a run directory"),
+    "resume with options": (["train", "--resume", "other", "--seed", "3"], "only -s goes with it"),
+    "resume with changes": (["train", "--resume", "other", "-s", "seed=3"], "seed cannot change"),
+    "resume without checkpoint": (["train", "--resume", "other"], "no checkpoint to resume from"),
+    "sample of nothing": (["sample", "none", "--prompt", "x"], "neither a run directory nor"),
+    "no prompt": (["sample", "other"], "Missing option"),
+    "no such command": (["trian"], "No such command"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input_gets_one_message_and_writes_nothing(
+    dagflow, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    for folder, file in (("occupied", "thing"), ("other", "config.toml")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / file).write_text("[rewards.jpeg-compressibility]\n")
+    (tmp_path / "file").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    done = dagflow(*arguments, COLUMNS="200")
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_list_plugins_names_everything_and_speaks_json(dagflow) -> None:
+    shown = dagflow("list-plugins", COLUMNS="200").stdout
+    for word in ("jpeg-compressibility", "animals", "kl", "dagflow-align", "quality=95"):
+        assert word in shown
+    records = json.loads(dagflow("list-plugins", "--json").stdout)
+    assert not records["broken"]
+    [file] = [item for item in records["plugins"] if item["name"] == "file"]
+    assert file["kind"] == "prompts"
+    assert file["options"] == {"path": "required"}
+
+
+def test_recipes_are_listed(dagflow) -> None:
+    assert "tiny" in dagflow("recipes", COLUMNS="200").stdout
+
+
+def test_version_and_help(dagflow) -> None:
+    assert dagflow("--version").stdout.startswith("dagflow ")
+    for command in ("train", "sample", "list-plugins", "recipes"):
+        done = dagflow(command, "--help")
+        assert done.returncode == 0
+        assert "Usage: dagflow" in done.stdout

@@ -1,0 +1,111 @@
+"""What most tests stand on: the embedded model, a very short run, and the installed command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dagflow import config
+from dagflow.config import Config
+from dagflow.engine.update import Window
+from dagflow.plugins import load_plugins
+from dagflow.train import Run, prepare
+
+torch.set_num_threads(1)
+
+SHORT: dict[str, Any] = {
+    "epochs": 2,
+    "rewards": {"jpeg-compressibility": {}},
+    "objective": {"name": "kl", "beta": 5.0, "flow_channels": [16, 16]},
+    "rollout": {"samples_per_epoch": 4, "batch_size": 4, "num_inference_steps": 4},
+    "update": {
+        "batch_size": 8,
+        "microbatch_size": 5,
+        "learning_rate": 1e-3,
+        "flow_learning_rate": 1e-3,
+        "flow_warmup": 2,
+    },
+    "evaluate": {"images": 4, "grid": 2},
+}
+SHORT_OPTIONS = [
+    *("-s", "epochs=2", "-s", "objective.flow_channels=[16, 16]"),
+    *("-s", "rollout.samples_per_epoch=4", "-s", "rollout.num_inference_steps=4"),
+    *("-s", "update.batch_size=8", "-s", "update.flow_warmup=2"),
+    *("-s", "evaluate.images=4", "-s", "evaluate.grid=2"),
+]
+
+
+class Silent:
+    """A watcher that shows nothing."""
+
+    def phase(self, name: str, total: int, epoch: int) -> None: ...
+    def advance(self, units: int) -> None: ...
+    def show(self, metrics: Any) -> None: ...
+    def epoch_done(self, epoch: int, epochs: int) -> None: ...
+
+
+def merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the tree with changes, table by table."""
+    result = dict(tree)
+    for key, value in changes.items():
+        inner = result.get(key)
+        both = isinstance(value, dict) and isinstance(inner, dict)
+        result[key] = merged(inner, value) if both else value
+    return result
+
+
+def short_config(**changes: Any) -> Config:
+    """The configuration of a run of a few seconds."""
+    return config.resolve(merged(SHORT, changes))
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Run]:
+    """Prepare a short run on the embedded model; keywords change its configuration."""
+
+    def make(stop_asked: Callable[[], bool] = lambda: False, **changes: Any) -> Run:
+        settings = short_config(**{"output": str(tmp_path / "run"), **changes})
+        return prepare(settings, load_plugins(), Silent(), stop_asked)
+
+    return make
+
+
+@pytest.fixture
+def dagflow(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the installed command in an empty directory."""
+
+    def call(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        command = str(Path(sys.executable).with_name("dagflow"))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
+        return subprocess.run(
+            [command, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return call
+
+
+def collect(run: Run) -> Window:
+    """One window that holds every transition of the first epoch, at the final beta."""
+    from dagflow.engine.checkpoint import Position
+    from dagflow.train import _collect, _score  # the stages before the update
+
+    trajectories = _collect(run, 0, Position(), run.policy.lora_state())
+    values = _score(run, trajectories, 0)
+    rows = torch.cartesian_prod(
+        torch.arange(len(trajectories.prompts)), torch.arange(run.path.steps)
+    )
+    beta = run.config.objective.beta
+    return Window(trajectories, values, run.path, rows, beta, beta)

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dagflow import PluginError, Prompt, UserError
+from dagflow.engine.prompts import as_prompts, draw_prompts
+from dagflow.engine.scoring import WeightedReward, place, score
+from dagflow.engine.transitions import cut
+from tests.conftest import collect, short_config
+
+PROMPTS = tuple(Prompt(f"prompt {k}") for k in range(7))
+
+
+@given(seed=st.integers(0, 100), epochs=st.integers(1, 9), groups=st.integers(1, 12))
+def test_every_pass_over_the_prompts_shows_each_once(seed: int, epochs: int, groups: int) -> None:
+    drawn = [p.text for e in range(epochs) for p in draw_prompts(PROMPTS, seed, e, groups, 1)]
+    for start in range(0, len(drawn) - len(PROMPTS) + 1, len(PROMPTS)):
+        assert Counter(drawn[start : start + len(PROMPTS)]) == Counter(
+            prompt.text for prompt in PROMPTS
+        )
+
+
+def test_images_per_prompt_are_consecutive() -> None:
+    drawn = [prompt.text for prompt in draw_prompts(PROMPTS, 0, 2, 12, 3)]
+    assert all(len(set(drawn[k : k + 3])) == 1 for k in range(0, 12, 3))
+    assert len(set(drawn)) == 4
+
+
+def test_an_empty_source_and_a_wrong_item_are_named() -> None:
+    with pytest.raises(UserError, match="prompts 'mine' is empty"):
+        as_prompts("mine", [])
+    with pytest.raises(PluginError, match="prompts 'mine': item 1 is int"):
+        as_prompts("mine", ["a", 3])  # type: ignore[list-item]
+
+
+@given(fraction=st.floats(0.05, 1), batch=st.integers(1, 40), epoch=st.integers(0, 3))
+def test_windows_hold_each_chosen_transition_once(fraction: float, batch: int, epoch: int) -> None:
+    steps = 10
+    count = max(1, round(steps * fraction)) * 8
+    settings = short_config(
+        rollout={"samples_per_epoch": 8, "num_inference_steps": steps},
+        update={"batch_size": min(batch, count), "timestep_fraction": fraction},
+    )
+    windows = cut(settings, epoch, steps)
+    rows = [tuple(row) for window in windows for row in window.tolist()]
+    assert len(rows) == len(set(rows)) == count
+    assert set(Counter(b for b, _ in rows).values()) == {count // 8}
+    assert len(windows) == settings.updates_per_epoch
+    assert min(len(window) for window in windows) >= settings.update.batch_size
+
+
+def test_beta_rises_from_zero_over_the_annealed_part() -> None:
+    settings = short_config(epochs=10, objective={"beta": 8.0, "anneal": 0.5})
+    updates = 10 * settings.updates_per_epoch
+    assert settings.beta(0) == 0
+    assert settings.beta(updates // 4) == pytest.approx(4.0)
+    assert settings.beta(updates // 2) == settings.beta(updates) == 8.0
+
+
+class Brightness(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, images, prompts):
+        return self.gain * images.mean((1, 2, 3))
+
+
+def test_total_reward_is_the_weighted_sum() -> None:
+    images = torch.rand(3, 3, 8, 8)
+    both = [
+        WeightedReward("up", place(Brightness(), torch.device("cpu")), 3.0),
+        WeightedReward("down", lambda images, prompts: -images.amax((1, 2, 3)), 0.5),
+    ]
+    expected = 3 * images.mean((1, 2, 3)) - 0.5 * images.amax((1, 2, 3))
+    torch.testing.assert_close(score(both, images, PROMPTS[:3]), expected)
+
+
+def test_a_module_is_frozen_and_put_in_eval_mode() -> None:
+    reward = place(Brightness().train(), torch.device("cpu"))
+    assert not reward.training
+    assert not reward.gain.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda images, prompts: torch.zeros(2, 1), r"returned \(2, 1\); a tensor of shape \(2,\)"),
+        (lambda images, prompts: [1.0, 2.0], "returned list"),
+        (
+            lambda images, prompts: torch.tensor([1.0, float("nan")]),
+            "nan for the prompt 'prompt 1'",
+        ),
+        (lambda images, prompts: 1 / 0, "raised ZeroDivisionError"),
+    ],
+)
+def test_a_reward_out_of_contract_is_reported_by_name(answer, message: str) -> None:
+    with pytest.raises(PluginError, match=f"reward 'mine' {message}|reward 'mine' .*{message}"):
+        score([WeightedReward("mine", answer, 1.0)], torch.rand(2, 3, 4, 4), PROMPTS[:2])
+
+
+def test_potentials_are_rewards_of_decoded_previews_and_of_the_image(make_run) -> None:
+    run = make_run()
+    window = collect(run)
+    data = window.trajectories
+    final = score(run.rewards, data.images, data.prompts)
+    assert torch.equal(window.potentials[:, -1], final)
+    preview = score(run.rewards, run.policy.decode(data.previews[:, 1]), data.prompts)
+    assert torch.equal(window.potentials[:, 1], preview)

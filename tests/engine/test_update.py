@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dagflow.diffusion import path as gaussian
+from dagflow.engine.update import _scale, current_potentials, update, warm_up
+from dagflow.errors import RunError
+from tests.conftest import collect
+
+
+def reference_loss(run, window, objective: str) -> torch.Tensor:
+    """The mean loss over all transitions in one pass, written down once more from the paper."""
+    policy, data, steps = run.policy, window.trajectories, window.path.steps
+    b, i = window.rows.unbind(1)
+    x, x_next, embeds = data.latents[b, i], data.latents[b, i + 1], data.prompt_embeds[b]
+    times = window.path.timesteps
+    guided = policy.predict(x, times[i], embeds).guided
+    alpha, sigma = (
+        v.float().view(-1, 1, 1, 1) for v in (window.path.alpha[i], window.path.sigma[i])
+    )
+    x0 = (x - sigma * guided) / alpha
+    step = gaussian.step_from(window.path, i)
+    density = run.learner.density
+    log_pf = gaussian.log_pf(step, x, x_next, x0, density)
+    log_pb = gaussian.log_pb(step, x, x_next, density)
+    scale = _scale(run.learner, data.latents)
+    flow = run.learner.objective.flow
+    log_flow = scale * flow(x, times[i], embeds) + window.beta * window.potentials[b, i]
+    inner = (i + 1 < steps).float()
+    log_flow_next = (
+        scale * inner * flow(x_next, times[i + 1], embeds)
+        + window.beta * window.potentials[b, i + 1]
+    )
+    delta = log_flow + log_pf - log_flow_next - log_pb
+    drift = ((guided - data.noise_pred[b, i]) ** 2).flatten(1).mean(1)
+    penalty = run.config.update.regulariser * scale**2 * drift
+    if objective == "db":
+        return (delta**2 + penalty).mean()
+    flow_loss = (log_flow + log_pf.detach() - log_flow_next - log_pb) ** 2
+    ratio = torch.exp((log_pf - data.log_pf[b, i]) / scale)
+    cost = delta.detach()
+    policy_loss = scale * torch.maximum(cost * ratio, cost * ratio.clamp(0.97, 1.03))
+    return (flow_loss + window.final_beta * policy_loss + penalty).mean()
+
+
+def shake(run) -> None:
+    """Move policy and flow network away from their special starting point."""
+    source = torch.Generator().manual_seed(5)
+    for parameter in [*run.policy.parameters(), *run.learner.objective_parameters]:
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=source)
+
+
+def gradients(run, window) -> list[torch.Tensor]:
+    """Of all parameters, unclipped, as an update leaves them to the optimizer."""
+    parameters = [*run.policy.parameters(), *run.learner.objective_parameters]
+    seen: list[torch.Tensor] = []
+    run.learner.optimizer.register_step_pre_hook(
+        lambda *_: seen.extend(parameter.grad.clone() for parameter in parameters)
+    )
+    settings = run.learner.settings.model_copy(update={"max_grad_norm": 1e12})
+    update(replace(run.learner, settings=settings), window)
+    return seen
+
+
+@pytest.mark.parametrize("density", ["mean", "sum"])
+@pytest.mark.parametrize("objective", ["db", "kl"])
+def test_gradients_equal_those_of_one_plain_autograd_pass(make_run, objective, density) -> None:
+    options = {"clip": 0.03} if objective == "kl" else {}
+    run = make_run(objective={"name": objective, "log_density": density, **options})
+    window = collect(run)
+    shake(run)
+    parameters = [*run.policy.parameters(), *run.learner.objective_parameters]
+    expected = torch.autograd.grad(reference_loss(run, window, objective), parameters)
+    for found, due in zip(gradients(run, window), expected, strict=True):
+        torch.testing.assert_close(found, due, rtol=1e-3, atol=1e-4 * float(due.abs().max()) + 1e-9)
+
+
+def test_log_ratio_is_exactly_zero_before_the_first_update_in_equal_batches(make_run) -> None:
+    run = make_run(update={"microbatch_size": 4})
+    window = collect(run)
+    for index in range(run.path.steps):
+        rows = torch.stack([torch.arange(4), torch.full((4,), index)], 1)
+        assert ratio(run, window, rows).abs().max() == 0
+
+
+def test_log_ratio_stays_below_1e_6_where_batches_differ(make_run) -> None:
+    run = make_run()
+    window = collect(run)
+    assert ratio(run, window, window.rows).abs().max() < 1e-6
+
+
+@torch.no_grad()
+def ratio(run, window, rows: torch.Tensor) -> torch.Tensor:
+    data = window.trajectories
+    b, i = rows.unbind(1)
+    x = data.latents[b, i]
+    guided = run.policy.predict(x, window.path.timesteps[i], data.prompt_embeds[b]).guided
+    step = gaussian.step_from(window.path, i)
+    x0 = gaussian.predicted_x0(step.state, x, guided, "epsilon")
+    return gaussian.log_pf(step, x, data.latents[b, i + 1], x0, "mean") - data.log_pf[b, i]
+
+
+def test_current_potentials_equal_the_rollouts_before_the_first_update(make_run) -> None:
+    run = make_run()
+    window = collect(run)
+    found = current_potentials(run.learner, window, run.rewards)
+    # a pixel on the edge of two grey levels may round either way: a few bytes of the file
+    torch.testing.assert_close(found, window.potentials, rtol=0, atol=0.01)
+
+
+def test_current_potentials_follow_the_network_and_leave_the_images_own_reward(make_run) -> None:
+    run = make_run()
+    window = collect(run)
+    shake(run)
+    found = current_potentials(run.learner, window, run.rewards)
+    assert torch.equal(found[:, -1], window.potentials[:, -1])
+    assert not torch.equal(found[:, :-1], window.potentials[:, :-1])
+
+
+def test_warm_up_moves_the_flow_network_alone(make_run) -> None:
+    run = make_run()
+    window = collect(run)
+    policy = [p.detach().clone() for p in run.policy.parameters()]
+    flow = [p.detach().clone() for p in run.learner.objective_parameters]
+    warm_up(run.learner, window)
+    assert all(torch.equal(a, b) for a, b in zip(policy, run.policy.parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(flow, run.learner.objective_parameters, strict=True)
+    )
+
+
+@pytest.mark.parametrize("which", ["learning_rate", "flow_learning_rate"])
+def test_each_learning_rate_is_used_for_its_own_group(make_run, which: str) -> None:
+    """The first AdamW step moves a parameter by its learning rate."""
+    other = {"learning_rate": "flow_learning_rate", "flow_learning_rate": "learning_rate"}[which]
+    run = make_run(update={which: 1e-2, other: 1e-5, "weight_decay": 0.0})
+    groups = {
+        "learning_rate": run.policy.parameters(),
+        "flow_learning_rate": run.learner.objective_parameters,
+    }
+    before = {name: [p.detach().clone() for p in group] for name, group in groups.items()}
+    update(run.learner, collect(run))
+    moved = {
+        name: max(
+            float((new.detach() - old).abs().max())
+            for new, old in zip(group, before[name], strict=True)
+        )
+        for name, group in groups.items()
+    }
+    assert moved[which] == pytest.approx(1e-2, rel=0.05)
+    assert moved[other] == pytest.approx(1e-5, rel=0.05)
+
+
+def test_microbatches_change_nothing_but_rounding(make_run) -> None:
+    results = []
+    for size in (3, 16):
+        run = make_run(update={"microbatch_size": size}, objective={"normalise": True})
+        window = collect(run)
+        shake(run)
+        results.append(torch.cat([gradient.flatten() for gradient in gradients(run, window)]))
+    largest = float(results[0].abs().max())
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-4 * largest)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(make_run) -> None:
+    run = make_run()
+    window = collect(run)
+    before = [p.detach().clone() for p in run.policy.parameters()]
+    broken = replace(window, potentials=window.potentials * float("nan"))
+    with pytest.raises(RunError, match="not finite"):
+        update(run.learner, broken)
+    assert all(torch.equal(a, b) for a, b in zip(before, run.policy.parameters(), strict=True))
+
+
+def test_without_potentials_the_flow_is_learned_inside_and_given_at_the_end(make_run) -> None:
+    run = make_run(rollout={"potential": "none"})
+    window = collect(run)
+    assert window.potentials[:, :-1].abs().max() == 0
+    assert (window.potentials[:, -1] < 0).all()

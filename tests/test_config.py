@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from dagflow import UserError, config
+from dagflow.plugins import load_plugins
+
+
+@pytest.mark.parametrize("name", config.recipes())
+def test_recipes_are_complete_and_name_what_exists(name: str) -> None:
+    resolved = config.resolve(config.read_recipe(name))
+    registry = load_plugins()
+    for label, table in resolved.rewards.items():
+        registry.find("reward", table.name or label)
+    registry.find("objective", resolved.objective.name)
+    assert config.recipe_help(config.recipes()[name])
+
+
+def test_a_dumped_configuration_reads_back_equal() -> None:
+    tree = {
+        "epochs": 3,
+        "rewards": {"small": {"name": "jpeg-compressibility", "weight": 2, "quality": 80}},
+        "objective": {"name": "kl", "clip": 0.5, "flow_channels": [8, 16]},
+        "prompts": {"name": "texts", "texts": ['a "quoted" cat', "ünïcode", "back\\slash"]},
+        "lora": {"targets": ["to_q"]},
+    }
+    resolved = config.resolve(tree)
+    assert config.resolve(tomllib.loads(config.dump(resolved))) == resolved
+
+
+def test_overrides_are_toml_values_or_plain_text() -> None:
+    tree = config.read_recipe("tiny")
+    config.override(
+        tree,
+        ["epochs=3", "update.learning_rate=1e-5", "objective.flow_channels=[8]",
+         "prompts.name=file:a=b.txt", "rewards.jpeg-compressibility.weight = 2"],
+    )  # fmt: skip
+    resolved = config.resolve(tree)
+    assert resolved.epochs == 3
+    assert resolved.update.learning_rate == 1e-5
+    assert resolved.objective.options["flow_channels"] == [8]
+    assert resolved.prompts.name == "file:a=b.txt"
+    assert resolved.rewards["jpeg-compressibility"].weight == 2
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("epoch=3", "there is no setting 'epoch'. Did you mean 'epochs'? Known here: epochs, seed"),
+        ("update.batchsize=3", "no setting 'update.batchsize'. Did you mean 'batch_size'?"),
+        ("epochs=many", "epochs = 'many': input should be a valid integer"),
+        ("epochs=0", "epochs = 0: input should be greater than 0"),
+        ("rollout.potential=later", "input should be 'rollout', 'current' or 'none'"),
+        ("update.batch_size=5000", "update.batch_size = 5000 is more than the"),
+        ("rollout.images_per_prompt=3", "images_per_prompt = 3 does not divide"),
+        ("epochs", "'epochs' is not of the form key.path=value"),
+        ("epochs.x=3", "'epochs.x': 'epochs' is a value, not a table"),
+        ("rewards=3", "rewards = 3: input should be a valid dictionary"),
+        ("rewards.a=3", "rewards.a = 3: input should be a valid dictionary"),
+    ],
+)
+def test_wrong_settings_get_one_clear_message(assignment: str, message: str) -> None:
+    tree = config.read_recipe("tiny")
+
+    def apply() -> None:
+        config.override(tree, [assignment])
+        config.resolve(tree)
+
+    with pytest.raises(UserError) as caught:
+        apply()
+    assert message in str(caught.value)
+
+
+def test_every_mistake_has_its_own_line() -> None:
+    with pytest.raises(UserError) as caught:
+        config.resolve({"epoch": 1, "seed": -1})
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_unknown_recipe_lists_what_exists(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no recipe or file 'tinny'. Did you mean 'tiny'\?"):
+        config.read_recipe("tinny")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("epochs = = 3")
+    with pytest.raises(UserError, match=r"broken.toml is not a TOML file"):
+        config.read_recipe(str(broken))

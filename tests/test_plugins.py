@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from dagflow import PluginError, UserError
+from dagflow.plugins import load_plugins
+
+GOOD = """
+    import dagflow
+    def zero(scale: float = 1.0, *, mode: str = "a"):
+        "Zero for every image."
+        return lambda images, prompts: images.sum((1, 2, 3)) * 0
+    def raising():
+        raise RuntimeError("no weights here")
+    @dagflow.hookimpl
+    def dagflow_register_rewards():
+        return {"zero": zero, "raising": raising}
+"""
+BROKEN = {
+    "import nothing_of_this_name": "ModuleNotFoundError: No module named 'nothing_of_this_name'",
+    "import sys; sys.exit(3)": "SystemExit: 3",
+    "def (": "SyntaxError",
+    "1 / 0": "ZeroDivisionError",
+    "x = 1": "no hook found",
+    """
+    import dagflow
+    @dagflow.hookimpl
+    def dagflow_register_reward(): return {}
+    """: "unknown hook dagflow_register_reward. Did you mean 'dagflow_register_rewards'?",
+    """
+    import dagflow
+    @dagflow.hookimpl
+    def dagflow_register_rewards(colour): return {}
+    """: "colour",
+    """
+    import dagflow
+    @dagflow.hookimpl
+    def dagflow_register_rewards(): return ["zero"]
+    """: "returned list; a mapping",
+    """
+    import dagflow
+    @dagflow.hookimpl
+    def dagflow_register_rewards(): raise ValueError("boo")
+    """: "ValueError: boo",
+    """
+    import dagflow
+    @dagflow.hookimpl
+    def dagflow_register_rewards(): return {"zero": 0}
+    """: "is not a name and a factory",
+}
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Put a distribution with one entry point on the path, as pip would."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def put(module: str, source: str, distribution: str | None = None) -> None:
+        distribution = distribution or f"dist-{module}"
+        (tmp_path / f"{module}.py").write_text(textwrap.dedent(source))
+        info = tmp_path / f"{distribution.replace('-', '_')}-1.5.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.5\n"
+        )
+        (info / "entry_points.txt").write_text(f"[dagflow]\n{module} = {module}\n")
+
+    return put
+
+
+def test_own_plugins_are_found_and_none_is_broken() -> None:
+    registry = load_plugins()
+    assert not registry.broken
+    assert registry.names("reward") == ["jpeg-compressibility", "jpeg-incompressibility"]
+    assert registry.names("objective") == ["db", "kl"]
+    assert registry.names("prompts") == ["animals", "file", "texts"]
+    assert all(item.help for item in registry.provided)
+
+
+@pytest.mark.parametrize(("source", "reason"), BROKEN.items(), ids=BROKEN.values())
+def test_a_broken_plugin_hides_no_other_and_says_why(install, source: str, reason: str) -> None:
+    name = f"bad_{abs(hash(source))}"
+    install("good_one", GOOD)
+    install(name, source)
+    registry = load_plugins()
+    assert "zero" in registry.names("reward")
+    assert "kl" in registry.names("objective")
+    [broken] = registry.broken
+    assert broken.entry_point == name
+    assert broken.version == "1.5"
+    assert reason in broken.reason
+    assert "Traceback" in broken.traceback
+    with pytest.raises(UserError, match=f"did not load.*{name}"):
+        registry.find("reward", "nought")
+
+
+def test_a_disabled_plugin_is_not_even_imported(install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("hanging", "import os; os._exit(7)")
+    install("other", GOOD, "other-dist")
+    monkeypatch.setenv("DAGFLOW_DISABLE_PLUGINS", "hanging, other-dist")
+    registry = load_plugins()
+    assert not registry.broken
+    assert "zero" not in registry.names("reward")
+
+
+def test_two_providers_of_one_name_are_both_named_when_it_is_asked_for(install) -> None:
+    install("first_zero", GOOD, "dist-one")
+    install("second_zero", GOOD, "dist-two")
+    registry = load_plugins()
+    registry.find("reward", "jpeg-compressibility")
+    with pytest.raises(UserError, match=r"provided twice, by dist-one 1.5 and dist-two 1.5"):
+        registry.find("reward", "zero")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("zeero", {}, "there is no reward called 'zeero'. Did you mean 'zero'? Installed: jpeg-"),
+        ("zero", {"scala": 2}, "reward 'zero' has no option 'scala'. Did you mean 'scale'?"),
+        ("zero", {"wight": 2}, "reward 'zero' has no option 'wight'. Did you mean 'weight'?"),
+        ("zero", {"scale": "big"}, "option 'scale': 'big' will not do"),
+    ],
+)
+def test_wrong_names_and_options_are_the_users_mistake(install, name, options, message) -> None:
+    install("zeros", GOOD)
+    with pytest.raises(UserError) as caught:
+        load_plugins().build("reward", name, options, beside=["weight"])
+    assert message in str(caught.value)
+
+
+def test_a_missing_option_is_named() -> None:
+    with pytest.raises(UserError, match="prompts 'file' needs the option 'path'"):
+        load_plugins().build("prompts", "file", {})
+
+
+def test_a_factory_that_raises_is_reported_with_its_owner(install) -> None:
+    install("zeros", GOOD)
+    with pytest.raises(PluginError, match=r"'raising' of dist-zeros 1.5 failed to start: RuntimeE"):
+        load_plugins().build("reward", "raising", {})
