@@ -89,32 +89,31 @@ class Registry:
             raise UserError(self._unknown(kind, name))
         return found[0]
 
-    def build(
-        self,
-        kind: Kind,
-        name: str,
-        options: Mapping[str, Any],
-        first: tuple[Any, ...] = (),
-        beside: Iterable[str] = (),
-    ) -> Any:
-        """Call the factory of that kind and name with checked options.
+    def maker(
+        self, kind: Kind, name: str, options: Mapping[str, Any], beside: Iterable[str] = ()
+    ) -> Callable[..., Any]:
+        """Check name and options; return a function that calls the factory with them.
 
-        `first` is passed before the options (the PolicySpec, for objectives); `beside` are the
-        engine's own keys in the same table, which a misspelt option may have meant. Raises
-        UserError for an unknown name or option or a value of the wrong type, PluginError if the
-        factory raises.
+        What that function is given comes before the options: the PolicySpec, for an objective.
+        `beside` are the engine's own keys in the same table, which a misspelt option may have
+        meant. Raises UserError for an unknown name or option or a value of the wrong type; the
+        function raises PluginError if the factory does.
         """
         item = self.find(kind, name)
         checked = _check_options(item, options, beside)
-        try:
-            return item.factory(*first, **checked)
-        except (UserError, KeyboardInterrupt):
-            raise
-        except (Exception, SystemExit) as error:
-            raise PluginError(
-                f"{kind} '{name}' of {item.distribution} {item.version} failed to start: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+
+        def make(*first: object) -> Any:
+            try:
+                return item.factory(*first, **checked)
+            except (UserError, KeyboardInterrupt):
+                raise
+            except (Exception, SystemExit) as error:
+                raise PluginError(
+                    f"{kind} '{name}' of {item.distribution} {item.version} failed to start: "
+                    f"{_describe(error)}"
+                ) from error
+
+        return make
 
     def _unknown(self, kind: Kind, name: str) -> str:
         names = self.names(kind)

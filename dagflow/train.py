@@ -100,30 +100,25 @@ def prepare(
     if not config.rewards:
         known = ", ".join(registry.names("reward"))
         raise UserError(f"a run needs a reward: --reward NAME. Installed: {known}.")
-    names = {label: table.name or label for label, table in config.rewards.items()}
-    for name in names.values():
-        registry.find("reward", name)
-    registry.find("objective", config.objective.name)
+    reward_makers = {
+        label: _maker(registry, "reward", table.name or label, table)
+        for label, table in config.rewards.items()
+    }
+    make_objective = _maker(registry, "objective", config.objective.name, config.objective)
     source, prompts = _prompts(config, registry)
 
     device = default_device()
-    dtype = resolve_dtype(config.dtype, device)
-    pipeline = load_pipeline(config.model, dtype)
+    pipeline = load_pipeline(config.model, resolve_dtype(config.dtype, device))
     policy = StableDiffusionPolicy(pipeline, device, config.rollout.guidance_scale)
     path = policy.path(config.rollout.num_inference_steps)
     policy.add_lora(config.lora, config.seed)
     rewards = tuple(
-        WeightedReward(
-            label,
-            place(_build(registry, "reward", names[label], table), device),
-            table.weight,
-        )
+        WeightedReward(label, place(reward_makers[label](), device), table.weight)
         for label, table in config.rewards.items()
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        name = config.objective.name
-        objective = _build(registry, "objective", name, config.objective, policy.spec)
+        objective = make_objective(policy.spec)
     learner = make_learner(policy, objective, config.update, config.objective.log_density)
     heldout = heldout_prompts(config.prompts.name, source, prompts)
     folder = Path(config.output)
@@ -132,13 +127,23 @@ def prepare(
 
 def start(run: Run) -> Outcome:
     """Begin in a directory that does not exist or is empty, and train to the end."""
-    if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
-        raise UserError(_occupied(run.folder))
+    require_free(run.folder)
     run.folder.mkdir(parents=True, exist_ok=True)
     write_config(run.config, run.folder)
     if run.config.evaluate.grid:
         _draw_grid(run, epoch=0)
     return _train(run, Position(), run.policy.lora_state())
+
+
+def require_free(folder: Path) -> None:
+    """Raise UserError unless a run can begin in this folder: it does not exist or is empty."""
+    if (folder / "config.toml").is_file():
+        raise UserError(
+            f"'{folder}' holds a run already. Go on with `dagflow train --resume {folder}`, or "
+            f"give another --output."
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"'{folder}' exists and is not empty. Give another --output.")
 
 
 def resume(run: Run) -> Outcome:
@@ -328,13 +333,13 @@ def _prompts(config: Config, registry: Registry) -> tuple[PromptSource, tuple[Pr
     name, colon, path = table.name.partition(":")
     if colon:
         table = table.model_copy(update={"path": path})
-    source: PromptSource = _build(registry, "prompts", name, table)
+    source: PromptSource = _maker(registry, "prompts", name, table)()
     return source, as_prompts(name, source)
 
 
-def _build(registry: Registry, kind: Kind, name: str, table: OpenTable, *first: object) -> Any:
-    """What a table of the configuration names, with the options that stand beside the name."""
-    return registry.build(kind, name, table.options, first, beside=type(table).model_fields)
+def _maker(registry: Registry, kind: Kind, name: str, table: OpenTable) -> Callable[..., Any]:
+    """For what a table of the configuration names, with the options beside the name."""
+    return registry.maker(kind, name, table.options, beside=type(table).model_fields)
 
 
 def _reward_summary(rewards: Tensor) -> dict[str, float]:
@@ -353,15 +358,6 @@ def _watching(run: Run) -> Callable[[int], None]:
 def _stop_if_asked(run: Run) -> None:
     if run.stop_asked():
         raise Interrupted
-
-
-def _occupied(folder: Path) -> str:
-    if (folder / "config.toml").is_file():
-        return (
-            f"'{folder}' holds a run already. Go on with `dagflow train --resume {folder}`, or "
-            f"give another --output."
-        )
-    return f"'{folder}' exists and is not empty. Give another --output."
 
 
 class Clock:

@@ -127,16 +127,17 @@ def test_two_providers_of_one_name_are_both_named_when_it_is_asked_for(install) 
 def test_wrong_names_and_options_are_the_users_mistake(install, name, options, message) -> None:
     install("zeros", GOOD)
     with pytest.raises(UserError) as caught:
-        load_plugins().build("reward", name, options, beside=["weight"])
+        load_plugins().maker("reward", name, options, beside=["weight"])
     assert message in str(caught.value)
 
 
 def test_a_missing_option_is_named() -> None:
     with pytest.raises(UserError, match="prompts 'file' needs the option 'path'"):
-        load_plugins().build("prompts", "file", {})
+        load_plugins().maker("prompts", "file", {})
 
 
 def test_a_factory_that_raises_is_reported_with_its_owner(install) -> None:
     install("zeros", GOOD)
+    make = load_plugins().maker("reward", "raising", {})
     with pytest.raises(PluginError, match=r"'raising' of dist-zeros 1.5 failed to start: RuntimeE"):
-        load_plugins().build("reward", "raising", {})
+        make()

@@ -51,6 +51,6 @@ def main() -> None:
     except UserError as error:
         complain("Error", str(error))
         sys.exit(USER_ERROR)
-    except RunError as error:
+    except (RunError, OSError) as error:  # OSError: a full disk, a folder without permission
         complain("Failed", str(error))
         sys.exit(RUN_ERROR)

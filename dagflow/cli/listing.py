@@ -35,10 +35,15 @@ def list_plugins(
         }
         typer.echo(json.dumps(records, indent=2))
         return
-    table = Table("kind", "name", "distribution", "version", "options", "help", box=None)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("kind", "name"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("distribution", "options", "help"):
+        table.add_column(heading, overflow="fold")
     for item in sorted(registry.provided, key=lambda item: (item.kind, item.name)):
         options = ", ".join(f"{key}={value}" for key, value in _options(item).items())
-        row = (item.kind, item.name, item.distribution, item.version, options, item.help)
+        origin = f"{item.distribution} {item.version}"
+        row = (item.kind, item.name, origin, options, item.help)
         table.add_row(*(escape(cell) for cell in row))
     out.print(table, soft_wrap=False)
     for broken in registry.broken:

@@ -44,8 +44,8 @@ def sample(
 
     Example: dagflow sample runs/jpeg-compressibility-kl-001 --prompt "a cat" -n 8 --output cats
     """
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output} is a file; give a folder.")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"'{output}' exists and is not empty. Give another --output.")
     from dagflow.config import Config
     from dagflow.diffusion.noise import Stream
     from dagflow.engine import checkpoint, pictures

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dagflow import UserError, config
+from dagflow import RunError, UserError, config
 from dagflow.cli import names
 from dagflow.cli.console import err, out
 from dagflow.plugins import load_plugins
@@ -116,10 +116,11 @@ def train(
 
 def _go(resolved: config.Config, resume: bool) -> None:
     registry = load_plugins()
-    err.print(f"[dim]loading {resolved.model} ...[/dim]") if err.is_terminal else None
     from dagflow import train as training
     from dagflow.cli.display import Display
 
+    if not resume:
+        training.require_free(Path(resolved.output))
     with Display(err) as display, _stoppable() as stop_asked:
         run = training.prepare(resolved, registry, display, stop_asked)
         try:
@@ -130,6 +131,9 @@ def _go(resolved: config.Config, resume: bool) -> None:
             display.stop()
             err.print(f"Interrupted and saved. Go on with: dagflow train --resume {run.folder}")
             raise typer.Exit(INTERRUPTED) from None
+        except RunError as error:
+            hint = f"All is saved. Go on with: dagflow train --resume {run.folder}"
+            raise RunError(f"{error}\n{hint}") from error
     _summarise(run, outcome)
 
 

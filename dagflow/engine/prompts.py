@@ -17,7 +17,7 @@ def as_prompts(name: str, source: Iterable[Prompt | str]) -> tuple[Prompt, ...]:
     Raises UserError if it is empty, PluginError if an item is neither a text nor a `Prompt`.
     """
     items = []
-    for position, item in enumerate(source):
+    for position, item in enumerate(_items(name, source)):
         if not isinstance(item, (str, Prompt)):
             raise PluginError(
                 f"prompts '{name}': item {position} is {type(item).__name__}, not a str or a Prompt"
@@ -26,6 +26,13 @@ def as_prompts(name: str, source: Iterable[Prompt | str]) -> tuple[Prompt, ...]:
     if not items:
         raise UserError(f"prompts '{name}' is empty.")
     return tuple(items)
+
+
+def _items(name: str, source: Iterable[Prompt | str]) -> list[Prompt | str]:
+    try:
+        return list(source)
+    except Exception as error:
+        raise PluginError(f"prompts '{name}' raised {type(error).__name__}: {error}") from error
 
 
 def heldout_prompts(

@@ -69,8 +69,8 @@ def update(learner: Learner, window: Window) -> dict[str, float]:
     """One step of policy and objective on all transitions of the window; returns its metrics.
 
     log_pf reaches the objective as a leaf. Its gradient is then propagated through the network,
-    one micro-batch at a time. Raises RunError, before the step, if a loss or
-    gradient is not finite.
+    one micro-batch at a time. Raises RunError, before the step, if a loss or gradient
+    is not finite.
     """
     metrics = Averages()
     whole = _whole(learner, window)
@@ -141,16 +141,18 @@ def _objective_backward(
     learner: Learner, batch: Transitions, total: int, metrics: Averages
 ) -> None:
     """Gradients of the mean loss, for the objective's own parameters and the leaf log_pf."""
-    loss, extra = learner.objective(batch)
+    try:
+        loss, extra = learner.objective(batch)
+    except Exception as error:
+        name = type(learner.objective).__name__
+        raise PluginError(f"objective {name} raised {type(error).__name__}: {error}") from error
     if loss.shape != batch.log_pf.shape:
         raise PluginError(
             f"the objective returned a loss of shape {tuple(loss.shape)}; one value for each of "
             f"the {len(batch.log_pf)} transitions is due"
         )
     if not loss.isfinite().all():
-        raise RunError(
-            "the loss is not finite; lower the learning rates, beta or the batch of rewards"
-        )
+        raise RunError("the loss is not finite; the step was not taken")
     (loss.sum() / total).backward()
     metrics.add("loss", loss)
     for name, values in extra.items():

@@ -9,7 +9,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D
 from torch import Tensor, nn
 
-from dagflow import PolicySpec
+from dagflow import PolicySpec, UserError
 
 GROUPS = 8
 HEADS = 4
@@ -20,13 +20,13 @@ class FlowNetwork(nn.Module):
 
     Zhang et al., appendix on the flow network: channels (64, 128, 256, 256), global average pool,
     one linear output, float32. The output layer starts at zero, so log F~ = 0 before training.
-    Raises ValueError if a number of channels is not a multiple of 8.
+    Raises UserError if a number of channels is not a multiple of 8.
     """
 
     def __init__(self, spec: PolicySpec, channels: Sequence[int]) -> None:
         super().__init__()
         if any(width % GROUPS for width in channels):
-            raise ValueError(f"flow_channels must be multiples of {GROUPS}, not {list(channels)}")
+            raise UserError(f"flow_channels must be multiples of {GROUPS}, not {list(channels)}.")
         width = channels[0]
         self.time_proj = Timesteps(width, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(width, 4 * width)

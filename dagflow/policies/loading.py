@@ -33,13 +33,13 @@ def load_pipeline(model: str, dtype: torch.dtype) -> Any:
 
     All modules get one dtype. Raises UserError if it is no such pipeline or cannot be had.
     """
+    source = _source(model)
     import diffusers.utils.logging
     import transformers.utils.logging
     from diffusers import StableDiffusionPipeline
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    source = _source(model)
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
             source,

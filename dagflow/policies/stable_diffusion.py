@@ -182,6 +182,8 @@ class StableDiffusionPolicy:
             self.pipeline.load_lora_weights(folder, adapter_name=ADAPTER)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise UserError(f"'{folder}' holds no LoRA for this model: {error}") from error
+        if not getattr(self.unet, "peft_config", None):
+            raise UserError(f"the LoRA in '{folder}' fits no layer of this model's UNet.")
 
     @contextmanager
     def base(self) -> Iterator[None]:

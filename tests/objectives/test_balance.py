@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal
 
-from dagflow import PolicySpec, Transitions
+from dagflow import PolicySpec, Transitions, UserError
 from dagflow.diffusion import path as gaussian
 from dagflow.diffusion.path import GaussianPath
 from dagflow.objectives.balance import KL, DetailedBalance
@@ -159,5 +159,5 @@ def test_flow_network_starts_at_zero_and_sees_state_time_and_prompt() -> None:
 
 
 def test_flow_network_refuses_widths_that_do_not_divide() -> None:
-    with pytest.raises(ValueError, match="multiples of 8"):
+    with pytest.raises(UserError, match="multiples of 8"):
         FlowNetwork(SPEC, (12,))
