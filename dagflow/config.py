@@ -20,13 +20,17 @@ DEFAULT_RECIPE = "tiny"
 class Table(BaseModel):
     """A table of the configuration; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class OpenTable(Table):
     """A table of a plugin: what is not named here is an option of the plugin itself."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="allow", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -129,7 +133,7 @@ class Config(Table):
 
     epochs: PositiveInt = 10
     """Rounds of rollout and update."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Decides prompts, noise and initial weights."""
     model: str = "tiny"
     """`tiny` (embedded), a folder of a diffusers pipeline, or a hub id."""
@@ -196,7 +200,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     path = recipes().get(name, Path(name))
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
+    except OSError:
         known = recipes()
         raise UserError(
             f"there is no recipe or file '{name}'.{did_you_mean(name, known)} "
@@ -275,24 +279,30 @@ def dump(config: Config) -> str:
 
 
 def _fill(container: Any, table: Table) -> None:
-    values = table.model_dump()
-    nested = [key for key in values if isinstance(values[key], dict)]
+    """Plain values first, then tables, as TOML wants it."""
+    values = dict(table)
     for key, value in values.items():
-        if key not in nested:
+        if not isinstance(value, Table | dict):
             item = tomlkit.item(list(value) if isinstance(value, tuple) else value)
             field = type(table).model_fields.get(key)
             if field and field.description:
                 item.comment(field.description)
             container.add(key, item)
-    for key in nested:
-        child = getattr(table, key, None)
-        inner = tomlkit.table(is_super_table=isinstance(child, dict))
-        if isinstance(child, Table):
-            _fill(inner, child)
-        elif isinstance(child, dict):
-            for label, reward in child.items():
-                inner.add(label, tomlkit.table())
-                _fill(inner[label], reward)
+    for key, value in values.items():
+        if isinstance(value, Table):
+            container.add(key, tomlkit.table())
+            _fill(container[key], value)
+        elif isinstance(value, dict):
+            container.add(key, _tables(value))
+
+
+def _tables(entries: Mapping[str, Any]) -> Any:
+    """The rewards by label, or a plugin's option that is itself a table."""
+    result = tomlkit.table()
+    for label, entry in entries.items():
+        if isinstance(entry, Table):
+            result.add(label, tomlkit.table())
+            _fill(result[label], entry)
         else:
-            inner = tomlkit.item(values[key])
-        container.add(key, inner)
+            result.add(label, entry)
+    return result

@@ -14,6 +14,10 @@ class RunError(Exception):
     """The run failed for a reason that is not the user's input. Exit code 1."""
 
 
+class NotSaved(RunError):
+    """A checkpoint could not be written; the one before it stands."""
+
+
 class PluginError(RunError):
     """Somebody's plugin raised or returned something out of contract; the message names it."""
 

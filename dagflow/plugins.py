@@ -11,7 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, get_type_hints
 
 import pluggy
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from dagflow import hookspecs
 from dagflow.errors import PluginError, UserError, did_you_mean
@@ -190,6 +190,7 @@ def _ask(caller: pluggy.HookCaller, plugin: object, entry_point: EntryPoint) -> 
     for name, factory in answer.items():
         if not isinstance(name, str) or not callable(factory):
             raise PluginError(f"{caller.name}: {name!r} -> {factory!r} is not a name and a factory")
+        inspect.signature(factory)  # some built-in types have none, and could not be given options
         yield Provided(HOOKS[caller.name], name, factory, *_origin(entry_point))
 
 
@@ -197,6 +198,7 @@ def _check_options(
     item: Provided, options: Mapping[str, Any], beside: Iterable[str]
 ) -> dict[str, Any]:
     parameters = item.options
+    various = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key in options:
         if key not in parameters and not takes_any:
@@ -206,9 +208,7 @@ def _check_options(
                 f"Its options: {', '.join(parameters) or 'none'}."
             )
     for key, parameter in parameters.items():
-        required = (
-            parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
-        )
+        required = parameter.default is parameter.empty and parameter.kind not in various
         if required and key not in options:
             raise UserError(f"{item.kind} '{item.name}' needs the option '{key}'.")
     hints = _hints(item.factory)
@@ -227,6 +227,8 @@ def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
 def _check_value(item: Provided, key: str, value: Any, hint: Any) -> Any:
     try:
         return TypeAdapter(hint).validate_python(value)
+    except PydanticSchemaGenerationError:  # an annotation that pydantic cannot check
+        return value
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise UserError(

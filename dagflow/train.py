@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from dagflow.engine.update import (
     update,
     warm_up,
 )
-from dagflow.errors import RunError, UserError
+from dagflow.errors import NotSaved, RunError, UserError
 from dagflow.evaluate import Comparison, compare, cycle, sample
 from dagflow.plugins import Kind, Registry
 from dagflow.policies.loading import default_device, load_pipeline, resolve_dtype
@@ -147,11 +146,17 @@ def require_free(folder: Path) -> None:
 
 
 def resume(run: Run) -> Outcome:
-    """Go on from the newest checkpoint of the directory, to the same end as without the break."""
+    """Go on from the newest checkpoint of the directory, to the same end as without the break.
+
+    A run that stopped before its first checkpoint begins again.
+    """
     found = checkpoints.checkpoints(run.folder / "checkpoints")
-    if not found:
-        raise UserError(f"{run.folder} has no checkpoint to resume from.")
-    position, rollout_lora = checkpoints.restore(found[-1], run.learner)
+    position, rollout_lora = Position(), run.policy.lora_state()
+    if found:
+        position, rollout_lora = checkpoints.restore(found[-1], run.learner)
+    if (position.epoch, position.window) > (run.config.epochs, 0):
+        raise UserError(f"the run is past epochs = {run.config.epochs} already.")
+    write_config(run.config, run.folder)
     return _train(run, position, rollout_lora)
 
 
@@ -160,12 +165,14 @@ def read_config(folder: Path) -> Config:
     file = folder / "config.toml"
     if not file.is_file():
         raise UserError(f"'{folder}' is not a run directory: it has no config.toml.")
-    tree = tomllib.loads(file.read_text(encoding="utf-8"))
+    tree = configuration.read_recipe(str(file))
     return configuration.resolve({**tree, "output": str(folder)})
 
 
 def write_config(config: Config, folder: Path) -> None:
-    (folder / "config.toml").write_text(configuration.dump(config), encoding="utf-8")
+    partial = folder / ".config.toml.partial"
+    partial.write_text(configuration.dump(config), encoding="utf-8")
+    partial.rename(folder / "config.toml")
 
 
 def _train(run: Run, position: Position, rollout_lora: dict[str, Tensor]) -> Outcome:
@@ -215,7 +222,14 @@ def _train(run: Run, position: Position, rollout_lora: dict[str, Tensor]) -> Out
             if position.epoch % config.checkpoint.every == 0 or position.epoch == config.epochs:
                 save()
             run.watcher.epoch_done(epoch + 1, config.epochs)
-    except (Interrupted, RunError):
+    except NotSaved:
+        raise
+    except torch.OutOfMemoryError as error:
+        save()
+        raise RunError(
+            "the device is out of memory: lower update.microbatch_size and rollout.batch_size"
+        ) from error
+    except Exception:
         save()
         raise
     return Outcome(save(), _evaluate(run))
@@ -231,23 +245,22 @@ def _collect(
     )
     run.watcher.phase("rollout", len(prompts) * run.path.steps, epoch + 1)
     latest = run.policy.lora_state()
-    if position.window:
-        run.policy.set_lora_state(rollout_lora)
+    run.policy.set_lora_state(rollout_lora if position.window else latest)
     parts = []
-    for start in range(0, len(prompts), settings.batch_size):
-        batch = prompts[start : start + settings.batch_size]
-        indices = range(start, start + len(batch))
-        noise = trajectory_noise(
-            Stream.ROLLOUT,
-            run.config.seed,
-            epoch,
-            indices,
-            run.path.steps,
-            run.policy.latent_shape,
-        )
-        density = run.learner.density
-        parts.append(rollout(run.policy, run.path, batch, noise, density, _watching(run)))
-    if position.window:
+    try:
+        for start in range(0, len(prompts), settings.batch_size):
+            batch = prompts[start : start + settings.batch_size]
+            noise = trajectory_noise(
+                Stream.ROLLOUT,
+                run.config.seed,
+                epoch,
+                range(start, start + len(batch)),
+                run.path.steps,
+                run.policy.latent_shape,
+            )
+            density = run.learner.density
+            parts.append(rollout(run.policy, run.path, batch, noise, density, _watching(run)))
+    finally:
         run.policy.set_lora_state(latest)
     return concatenate(parts)
 
@@ -316,7 +329,7 @@ def _evaluate(run: Run) -> Comparison | None:
         run.rewards,
         run.config.seed,
         run.config.rollout.batch_size,
-        run.watcher.advance,
+        _watching(run),
     )
     shown = min(count, 12)
     picture = pictures.before_after(

@@ -22,7 +22,7 @@ def test_recipes_are_complete_and_name_what_exists(name: str) -> None:
 def test_a_dumped_configuration_reads_back_equal() -> None:
     tree = {
         "epochs": 3,
-        "rewards": {"small": {"name": "jpeg-compressibility", "weight": 2, "quality": 80}},
+        "rewards": {"small": {"name": "jpeg-compressibility", "weight": 2, "limits": {"low": 3}}},
         "objective": {"name": "kl", "clip": 0.5, "flow_channels": [8, 16]},
         "prompts": {"name": "texts", "texts": ['a "quoted" cat', "ünïcode", "back\\slash"]},
         "lora": {"targets": ["to_q"]},

@@ -33,7 +33,7 @@ def list_plugins(
             "plugins": [_record(item) for item in registry.provided],
             "broken": [vars(item) for item in registry.broken],
         }
-        typer.echo(json.dumps(records, indent=2))
+        typer.echo(json.dumps(records, indent=2, default=str))
         return
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("kind", "name"):

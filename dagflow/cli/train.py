@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +13,7 @@ import typer
 from dagflow import RunError, UserError, config
 from dagflow.cli import names
 from dagflow.cli.console import err, out
-from dagflow.plugins import load_plugins
+from dagflow.plugins import Registry, load_plugins
 
 if TYPE_CHECKING:
     from dagflow.train import Outcome, Run
@@ -87,20 +87,22 @@ def train(
 
     Ctrl-C finishes the current step, saves, and says how to go on; a second one stops at once.
     """
+    registry = load_plugins()
     settings = setting or []
     if resume is not None:
         given = [recipe, reward, objective, prompts, prompt, model, output, seed]
         if any(value is not None for value in given):
             raise UserError("--resume takes the run's own configuration; only -s goes with it.")
-        _go(_resumed(resume, settings), resume=True)
+        _go(_resumed(resume, settings), registry, resume=True)
         return
     tree = config.read_recipe(recipe or config.DEFAULT_RECIPE)
     if reward:
         tree["rewards"] = dict(_reward_table(text) for text in reward)
     if objective:
-        _rename(tree, "objective", objective)
+        _use(tree, "objective", objective, registry.find("objective", objective).options)
     if prompts:
-        _rename(tree, "prompts", prompts)
+        source = registry.find("prompts", prompts.partition(":")[0])
+        _use(tree, "prompts", prompts, source.options)
     if prompt:
         if prompts:
             raise UserError("--prompts and --prompt exclude each other.")
@@ -111,11 +113,10 @@ def train(
     resolved = config.resolve(tree)
     if not resolved.output:
         resolved = resolved.model_copy(update={"output": _free_directory(resolved)})
-    _go(resolved, resume=False)
+    _go(resolved, registry, resume=False)
 
 
-def _go(resolved: config.Config, resume: bool) -> None:
-    registry = load_plugins()
+def _go(resolved: config.Config, registry: Registry, resume: bool) -> None:
     from dagflow import train as training
     from dagflow.cli.display import Display
 
@@ -124,15 +125,13 @@ def _go(resolved: config.Config, resume: bool) -> None:
     with Display(err) as display, _stoppable() as stop_asked:
         run = training.prepare(resolved, registry, display, stop_asked)
         try:
-            if resume:
-                training.write_config(resolved, run.folder)
             outcome = training.resume(run) if resume else training.start(run)
         except training.Interrupted:
             display.stop()
             err.print(f"Interrupted and saved. Go on with: dagflow train --resume {run.folder}")
             raise typer.Exit(INTERRUPTED) from None
         except RunError as error:
-            hint = f"All is saved. Go on with: dagflow train --resume {run.folder}"
+            hint = f"What was done before is saved: dagflow train --resume {run.folder} goes on."
             raise RunError(f"{error}\n{hint}") from error
     _summarise(run, outcome)
 
@@ -152,7 +151,10 @@ def _resumed(folder: Path, settings: list[str]) -> config.Config:
             f"{', '.join(sorted(changed - CHANGEABLE))} cannot change when a run resumes; "
             f"only {', '.join(sorted(CHANGEABLE))} can."
         )
-    return after
+    # beta's rise keeps its length in updates
+    anneal = min(1.0, before.objective.anneal * before.epochs / after.epochs)
+    objective = before.objective.model_copy(update={"anneal": anneal})
+    return after.model_copy(update={"objective": objective})
 
 
 def _reward_table(text: str) -> tuple[str, dict[str, Any]]:
@@ -165,13 +167,12 @@ def _reward_table(text: str) -> tuple[str, dict[str, Any]]:
         raise UserError(f"--reward {text}: the weight '{weight}' is not a number.") from None
 
 
-def _rename(tree: dict[str, Any], table: str, name: str) -> None:
-    """Name another plugin in a table, keeping what is not the old plugin's own option."""
+def _use(tree: dict[str, Any], table: str, name: str, options: Iterable[str]) -> None:
+    """Name a plugin in a table of the recipe; of what stands there, keep what it understands."""
+    known = {*type(getattr(config.Config(), table)).model_fields, *options}
     old = tree.get(table, {})
-    known = type(getattr(config.Config(), table)).model_fields
-    if old.get("name", "") != name:
-        old = {key: value for key, value in old.items() if key in known}
-    tree[table] = {**old, "name": name}
+    kept = {key: old[key] for key in old if key in known} if isinstance(old, dict) else {}
+    tree[table] = {**kept, "name": name}
 
 
 def _free_directory(resolved: config.Config) -> str:

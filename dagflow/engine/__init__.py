@@ -1,1 +1,1 @@
-"""The stages of a run, one verb in each file. Stages import the value types, never one another."""
+"""The stages of a run, one verb in each file, which `dagflow.train` puts in order."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dagflow import __version__
 from dagflow.engine.update import Learner
-from dagflow.errors import UserError
+from dagflow.errors import NotSaved, UserError
 from dagflow.policies.stable_diffusion import StableDiffusionPolicy
 
 STATE = "state.json"
@@ -54,28 +54,37 @@ def save(
     """Write `folder/epoch-NNNN[-update-MMMM]` atomically, then drop all but the newest `keep`.
 
     Within an epoch the LoRA that sampled its trajectories is kept too: a resumed run samples them
-    again, rather than storing them.
+    again, rather than storing them. Raises NotSaved if the disk is full or cannot be written.
     """
     target = folder / position.name
+    partial = folder / f".{target.name}.partial"
     if not target.exists():
-        partial = folder / f".{target.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        learner.policy.save_lora(partial)
-        tensors = _tensors(learner)
-        if position.window:
-            tensors |= {f"rollout.{name}": tensor for name, tensor in rollout_lora.items()}
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()}, partial / TENSORS
-        )
-        (partial / STATE).write_text(json.dumps(asdict(position), indent=1), encoding="utf-8")
-        for path in [*partial.iterdir(), partial]:
-            _sync(path)
-        partial.rename(target)
-        _sync(folder)
+        try:
+            _write(partial, learner, position, rollout_lora)
+            partial.rename(target)
+            _sync(folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise NotSaved(f"the checkpoint {target} cannot be written: {error}") from error
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return target
+
+
+def _write(
+    partial: Path, learner: Learner, position: Position, rollout_lora: Mapping[str, Tensor]
+) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    learner.policy.save_lora(partial)
+    tensors = _tensors(learner)
+    if position.window:
+        tensors |= {f"rollout.{name}": tensor for name, tensor in rollout_lora.items()}
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, partial / TENSORS)
+    (partial / STATE).write_text(json.dumps(asdict(position), indent=1), encoding="utf-8")
+    for path in [*partial.iterdir(), partial]:
+        _sync(path)
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ class JsonLines:
         """Open the file and forget what stands after `length` bytes."""
         self.path = path
         with path.open("ab") as file:
-            file.truncate(length)
+            file.truncate(min(length, file.tell()))
 
     def write(self, record: Mapping[str, float | int | str]) -> None:
         with self.path.open("a", encoding="utf-8") as file:

@@ -69,7 +69,7 @@ def _fitting(
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
     width: int,
 ) -> str:
-    shown = text
+    shown = text = " ".join(text.split())
     while draw.textlength(shown, font) > width:
         text = text[:-1]
         shown = text + "…"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dagflow.errors import PluginError, UserError
+from dagflow.errors import PluginError
 from dagflow.policies.stable_diffusion import StableDiffusionPolicy
 from dagflow.types import Potential, Prompt, Reward, Trajectories
 
@@ -45,9 +45,9 @@ def score(rewards: Sequence[WeightedReward], images: Tensor, prompts: Sequence[P
 def _ask(item: WeightedReward, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
     try:
         values = item.reward(images, prompts)
-    except UserError:
+    except torch.OutOfMemoryError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(
             f"reward '{item.label}' raised {type(error).__name__}: {error}"
         ) from error

@@ -76,7 +76,8 @@ def update(learner: Learner, window: Window) -> dict[str, float]:
     whole = _whole(learner, window)
     for rows in window.rows.split(learner.settings.microbatch_size):
         _backward(learner, window.part(rows), whole, len(window.rows), metrics)
-    return {**metrics.means(), **_step(learner, learner.policy.parameters())}
+    scale = _scale(learner, window.trajectories.latents)
+    return {**metrics.means(), **_step(learner, learner.policy.parameters(), scale)}
 
 
 def warm_up(learner: Learner, window: Window) -> dict[str, float]:
@@ -87,7 +88,8 @@ def warm_up(learner: Learner, window: Window) -> dict[str, float]:
         part = window.part(rows)
         batch = _numbers(learner, part, _old_log_pf(part).requires_grad_(), whole)
         _objective_backward(learner, batch, len(window.rows), metrics)
-    return {**metrics.means(), **_step(learner, [])}
+    scale = _scale(learner, window.trajectories.latents)
+    return {**metrics.means(), **_step(learner, [], scale)}
 
 
 @torch.no_grad()
@@ -143,20 +145,18 @@ def _objective_backward(
     """Gradients of the mean loss, for the objective's own parameters and the leaf log_pf."""
     try:
         loss, extra = learner.objective(batch)
+        if loss.shape != batch.log_pf.shape:
+            raise ValueError(f"the loss has shape {tuple(loss.shape)}, not ({len(batch.log_pf)},)")
+        (loss.sum() / total).backward()
+        for name, values in {"loss": loss, **extra}.items():
+            metrics.add(name, values)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         name = type(learner.objective).__name__
         raise PluginError(f"objective {name} raised {type(error).__name__}: {error}") from error
-    if loss.shape != batch.log_pf.shape:
-        raise PluginError(
-            f"the objective returned a loss of shape {tuple(loss.shape)}; one value for each of "
-            f"the {len(batch.log_pf)} transitions is due"
-        )
     if not loss.isfinite().all():
         raise RunError("the loss is not finite; the step was not taken")
-    (loss.sum() / total).backward()
-    metrics.add("loss", loss)
-    for name, values in extra.items():
-        metrics.add(name, values)
 
 
 def _numbers(
@@ -239,13 +239,19 @@ def _whole(learner: Learner, window: Window) -> Transitions | None:
     )
 
 
-def _step(learner: Learner, policy_parameters: list[nn.Parameter]) -> dict[str, float]:
-    """Clip each group, step, and forget the gradients."""
+def _step(
+    learner: Learner, policy_parameters: list[nn.Parameter], scale: float
+) -> dict[str, float]:
+    """Clip each group, step, and forget the gradients.
+
+    Losses are squares of log-densities, so the norm at which to clip grows with scale squared.
+    """
+    limit = learner.settings.max_grad_norm * scale**2
     norms = {}
     groups = {"policy": policy_parameters, "flow": learner.objective_parameters}
     for name, parameters in groups.items():
         if parameters:
-            norm = nn.utils.clip_grad_norm_(parameters, learner.settings.max_grad_norm)
+            norm = nn.utils.clip_grad_norm_(parameters, limit)
             norms[f"{name}_grad_norm"] = float(norm)
             if not norm.isfinite():
                 raise RunError(f"the gradient of the {name} is not finite; the step was not taken")

@@ -4,7 +4,7 @@ Both rest on the residual of a transition x -> x_next,
 
     delta = log F(x) + log p(x_next | x) - log F(x_next) - log q(x | x_next),
 
-which is zero everywhere exactly when the policy samples in proportion to exp(beta * reward).
+whose zero everywhere means that the policy samples in proportion to exp(beta * reward).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class KL(nn.Module):
 
     def forward(self, batch: Transitions) -> tuple[Tensor, Mapping[str, Tensor]]:
         delta = residual(batch, batch.log_pf.detach())
-        cost = self._normalised(batch) if self.normalise else delta.detach()
+        cost = batch.scale * self._normalised(batch) if self.normalise else delta.detach()
         ratio = torch.exp((batch.log_pf - batch.log_pf_old) / batch.scale)
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
         policy = batch.scale * torch.maximum(cost * ratio, cost * clipped)

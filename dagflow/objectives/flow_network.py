@@ -25,7 +25,7 @@ class FlowNetwork(nn.Module):
 
     def __init__(self, spec: PolicySpec, channels: Sequence[int]) -> None:
         super().__init__()
-        if any(width % GROUPS for width in channels):
+        if not channels or any(width % GROUPS or width < GROUPS for width in channels):
             raise UserError(f"flow_channels must be multiples of {GROUPS}, not {list(channels)}.")
         width = channels[0]
         self.time_proj = Timesteps(width, flip_sin_to_cos=True, downscale_freq_shift=0)

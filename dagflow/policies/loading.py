@@ -48,7 +48,7 @@ def load_pipeline(model: str, dtype: torch.dtype) -> Any:
             feature_extractor=None,
             requires_safety_checker=False,
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:  # whatever a folder of somebody else's files can cause
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"'{model}' does not load as a Stable Diffusion pipeline: {reason}"

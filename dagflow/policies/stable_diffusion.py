@@ -32,6 +32,7 @@ class StableDiffusionPolicy:
     LORA_FILE = "pytorch_lora_weights.safetensors"
 
     def __init__(self, pipeline: Any, device: torch.device, guidance_scale: float) -> None:
+        _check(pipeline)
         self.pipeline = pipeline.to(device)
         self.device = device
         self.guidance_scale = guidance_scale
@@ -62,6 +63,12 @@ class StableDiffusionPolicy:
         """
         from diffusers import DDIMScheduler
 
+        trained = self.pipeline.scheduler.config.num_train_timesteps
+        if num_inference_steps >= trained:
+            raise UserError(
+                f"{num_inference_steps} inference steps are too many: the model was trained with "
+                f"{trained}, of which a sampler can visit {trained - 1}."
+            )
         scheduler = DDIMScheduler.from_config(self.pipeline.scheduler.config, clip_sample=False)
         scheduler.set_timesteps(num_inference_steps)
         stride = scheduler.config.num_train_timesteps // num_inference_steps
@@ -76,6 +83,11 @@ class StableDiffusionPolicy:
         if noiseless_end and num_inference_steps < 2:
             raise UserError(
                 "this model's scheduler needs rollout.num_inference_steps of at least 2."
+            )
+        if not (alpha_squared[kept].diff() > 0).all():
+            raise UserError(
+                "with these settings the model's scheduler visits one noise level twice; "
+                "give another number of inference steps."
             )
         return GaussianPath(
             alpha_squared[kept].sqrt(),
@@ -196,3 +208,22 @@ class StableDiffusionPolicy:
         finally:
             if adapted:
                 self.unet.enable_adapters()
+
+
+def _check(pipeline: Any) -> None:
+    """Raise UserError for a pipeline that loads but is of another kind."""
+    unet, vae, text = pipeline.unet.config, pipeline.vae.config, pipeline.text_encoder.config
+    known = ("epsilon", "v_prediction", "sample")
+    reasons = {
+        "its UNet takes more than the VAE's latents": unet.in_channels != vae.latent_channels,
+        "its UNet does not attend to this text encoder": unet.cross_attention_dim
+        != text.hidden_size,
+        "its UNet needs more than a prompt": unet.addition_embed_type is not None,
+        f"its scheduler predicts none of {', '.join(known)}": pipeline.scheduler.config.get(
+            "prediction_type"
+        )
+        not in known,
+    }
+    found = [reason for reason, applies in reasons.items() if applies]
+    if found:
+        raise UserError(f"this pipeline is not of Stable Diffusion's v1 kind: {found[0]}.")

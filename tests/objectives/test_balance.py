@@ -96,7 +96,8 @@ def test_kl_gradients_are_the_clipped_policy_gradient_and_half_of_db() -> None:
     assert float(metrics["clip_fraction"].mean()) == pytest.approx(2 / 6)
 
 
-def test_kl_on_the_sum_scale_has_gradients_of_the_same_run_times_d_squared() -> None:
+@pytest.mark.parametrize("normalise", [False, True])
+def test_kl_on_the_sum_scale_has_gradients_of_the_same_run_times_d_squared(normalise) -> None:
     values = 64.0
     grads = []
     for scale in (1.0, values):
@@ -106,8 +107,10 @@ def test_kl_on_the_sum_scale_has_gradients_of_the_same_run_times_d_squared() -> 
             name: getattr(base, name) * scale
             for name in ("log_pf_old", "log_pb", "log_flow", "log_flow_next")
         }
-        batch = transitions(log_pf=log_pf, scale=scale, **scaled)
-        (gradient,) = torch.autograd.grad(kl(coefficient=1.0)(batch)[0].sum(), log_pf)
+        window = transitions(log_pf=log_pf.detach(), scale=scale, **scaled)
+        batch = transitions(log_pf=log_pf, scale=scale, window=window, **scaled)
+        objective = kl(coefficient=1.0, normalise=normalise)
+        (gradient,) = torch.autograd.grad(objective(batch)[0].sum(), log_pf)
         # a parameter moves log_pf by `scale` times as much on the larger scale
         grads.append(gradient * scale)
     torch.testing.assert_close(grads[1], grads[0] * values**2)
