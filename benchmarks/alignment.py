@@ -1,6 +1,8 @@
 """Does the reward move, and do the pictures survive? Base against trained, on held-out seeds.
 
-    python benchmarks/alignment.py runs/one runs/two ... [--images 256] [--output FILE.json]
+    python benchmarks/alignment.py runs/one runs/two ... [--images 256] [--all] [--output FILE.json]
+
+--all measures every checkpoint that a run kept (train with -s checkpoint.keep=99), not the last.
 
 For each run: the mean reward (kB of JPEG at quality 95) of base and trained model on the same
 prompts and noise, paired by seed; the accuracy of a small classifier of the animals that was
@@ -43,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--all", action="store_true")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
 
@@ -52,9 +55,11 @@ def main() -> None:
         config = read_config(run)
         if base is None or not _same_sampler(base[0], config):
             base = (config, draw(config, None, arguments.images))
-        checkpoint = checkpoints(run / "checkpoints")[-1]
-        results[str(run)] = measure(base[1], draw(config, checkpoint, arguments.images))
-        print_table(results)
+        kept = checkpoints(run / "checkpoints")
+        for checkpoint in kept if arguments.all else kept[-1:]:
+            drawn = draw(config, checkpoint, arguments.images)
+            results[f"{run.name}/{checkpoint.name}"] = measure(base[1], drawn)
+    print_table(results)
     if arguments.output:
         arguments.output.write_text(json.dumps(results, indent=1))
 
