@@ -47,7 +47,10 @@ class Display:
         self._bars.stop()
 
     def phase(self, name: str, total: int, epoch: int) -> None:
-        self._bars.reset(self._task, description=name, total=total, epoch=epoch)
+        # reset forgets the fields that it is not given
+        self._bars.reset(
+            self._task, description=name, total=total, epoch=epoch, numbers=self._line()
+        )
 
     def advance(self, units: int) -> None:
         self._bars.update(self._task, advance=units, numbers=self._line())
