@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -47,9 +47,7 @@ class Window:
 
     def part(self, rows: Tensor) -> Window:
         """The same with fewer rows."""
-        return Window(
-            self.trajectories, self.potentials, self.path, rows, self.beta, self.final_beta
-        )
+        return replace(self, rows=rows)
 
 
 def make_learner(
@@ -69,8 +67,8 @@ def update(learner: Learner, window: Window) -> dict[str, float]:
     """One step of policy and objective on all transitions of the window; returns its metrics.
 
     log_pf reaches the objective as a leaf. Its gradient is then propagated through the network,
-    one micro-batch at a time. Raises RunError, before the step, if a loss or gradient
-    is not finite.
+    one micro-batch at a time. Raises RunError, before the step, if a loss or gradient is not
+    finite.
     """
     metrics = Averages()
     whole = _whole(learner, window)
