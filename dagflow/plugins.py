@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,13 +13,18 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, get_type_hints
 
 import pluggy
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
-from dagflow import hookspecs
+from dagflow import __version__, hookspecs
 from dagflow.errors import PluginError, UserError, did_you_mean
 
 GROUP = "dagflow"
+OWN_DISTRIBUTION = "dagflow-align"
 DISABLE_VARIABLE = "DAGFLOW_DISABLE_PLUGINS"
+
+HEAVY = ("torch", "transformers", "diffusers", "tensorflow", "jax", "scipy", "pandas")
 
 Kind = Literal["reward", "prompts", "objective"]
 HOOKS: dict[str, Kind] = {
@@ -63,11 +70,22 @@ class Broken:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What importing one plugin took."""
+
+    entry_point: str
+    distribution: str
+    seconds: float
+    heavy: tuple[str, ...]  # heavy packages that it was the first to import
+
+
+@dataclass(frozen=True)
 class Registry:
     """Everything the installed plugins offer."""
 
     provided: tuple[Provided, ...]
     broken: tuple[Broken, ...]
+    costs: tuple[Cost, ...] = ()
 
     def names(self, kind: Kind) -> list[str]:
         return sorted({item.name for item in self.provided if item.kind == kind})
@@ -138,10 +156,12 @@ def load_plugins() -> Registry:
     disabled = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")}
     provided: list[Provided] = []
     broken: list[Broken] = []
+    costs: list[Cost] = []
     for entry_point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         distribution, version = _origin(entry_point)
         if {entry_point.name, distribution} & disabled:
             continue
+        started, before = time.perf_counter(), _heavy_modules()
         try:
             provided += _load_one(manager, entry_point)
         except KeyboardInterrupt:
@@ -150,7 +170,14 @@ def load_plugins() -> Registry:
             reason = str(error) if isinstance(error, PluginError) else _describe(error)
             details = traceback.format_exc()
             broken.append(Broken(entry_point.name, distribution, version, reason, details))
-    return Registry(tuple(provided), tuple(broken))
+        heavy = tuple(sorted(_heavy_modules() - before))
+        seconds = time.perf_counter() - started
+        costs.append(Cost(entry_point.name, distribution, seconds, heavy))
+    return Registry(tuple(provided), tuple(broken), tuple(costs))
+
+
+def _heavy_modules() -> set[str]:
+    return {name for name in HEAVY if name in sys.modules}
 
 
 def _origin(entry_point: EntryPoint) -> tuple[str, str]:
@@ -163,15 +190,30 @@ def _describe(error: BaseException) -> str:
 
 
 def _load_one(manager: pluggy.PluginManager, entry_point: EntryPoint) -> list[Provided]:
+    _check_requirement(entry_point)
     plugin = entry_point.load()
+    if manager.is_registered(plugin):
+        raise PluginError(f"{entry_point.value} is the plugin {manager.get_name(plugin)} already")
     _check_hook_names(manager, plugin)
-    registered = manager.register(plugin, f"{_origin(entry_point)[0]}:{entry_point.name}")
-    if registered is None:
-        raise PluginError(f"plugin {entry_point.name} is registered already")
+    manager.register(plugin, f"{entry_point.name} of {' '.join(_origin(entry_point))}")
     callers = manager.get_hookcallers(plugin) or []
     if not callers:
         raise PluginError(f"no hook found: mark one of {', '.join(HOOKS)} with @dagflow.hookimpl")
     return [item for caller in callers for item in _ask(caller, plugin, entry_point)]
+
+
+def _check_requirement(entry_point: EntryPoint) -> None:
+    """Before anything is imported: does the plugin ask for another version of dagflow?"""
+    for text in (entry_point.dist.requires if entry_point.dist else None) or []:
+        try:
+            needed = Requirement(text)
+        except InvalidRequirement:  # pip's business
+            continue
+        applies = needed.marker is None or needed.marker.evaluate({"extra": ""})
+        if canonicalize_name(needed.name) != OWN_DISTRIBUTION or not applies:
+            continue
+        if not needed.specifier.contains(__version__, prereleases=True):
+            raise PluginError(f"needs {OWN_DISTRIBUTION}{needed.specifier}; this is {__version__}")
 
 
 def _check_hook_names(manager: pluggy.PluginManager, plugin: object) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import dagflow
 from dagflow import PluginError, UserError
 from dagflow.plugins import load_plugins
 
@@ -58,15 +59,22 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Put a distribution with one entry point on the path, as pip would."""
     monkeypatch.syspath_prepend(tmp_path)
 
-    def put(module: str, source: str, distribution: str | None = None) -> None:
+    def put(
+        module: str,
+        source: str,
+        distribution: str | None = None,
+        entry_point: str | None = None,
+        requires: str = "dagflow-align",
+    ) -> None:
         distribution = distribution or f"dist-{module}"
         (tmp_path / f"{module}.py").write_text(textwrap.dedent(source))
         info = tmp_path / f"{distribution.replace('-', '_')}-1.5.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(
             f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.5\n"
+            f"Requires-Dist: {requires}\n"
         )
-        (info / "entry_points.txt").write_text(f"[dagflow]\n{module} = {module}\n")
+        (info / "entry_points.txt").write_text(f"[dagflow]\n{entry_point or module} = {module}\n")
 
     return put
 
@@ -113,6 +121,49 @@ def test_two_providers_of_one_name_are_both_named_when_it_is_asked_for(install) 
     registry.find("reward", "jpeg-compressibility")
     with pytest.raises(UserError, match=r"provided twice, by dist-one 1.5 and dist-two 1.5"):
         registry.find("reward", "zero")
+
+
+def test_two_distributions_may_share_an_entry_points_name(install) -> None:
+    install("first_shared", GOOD, "dist-one", "shared")
+    install("second_shared", GOOD.replace('"zero"', '"nought"'), "dist-two", "shared")
+    registry = load_plugins()
+    assert {"zero", "nought"} <= set(registry.names("reward"))
+    assert not registry.broken
+
+
+def test_one_module_twice_is_used_once_and_said(install) -> None:
+    install("twice", GOOD, "dist-one", "one")
+    install("twice", GOOD, "dist-two", "two")
+    registry = load_plugins()
+    registry.find("reward", "zero")
+    [broken] = registry.broken
+    assert (broken.entry_point, broken.distribution) == ("two", "dist-two")
+    assert broken.reason == "twice is the plugin one of dist-one 1.5 already"
+
+
+@pytest.mark.parametrize(
+    ("requires", "loads"),
+    [
+        ("dagflow-align>=0.1", True),
+        ("dagflow_align >= 99", False),
+        ("dagflow-align>=99; extra == 'dev'", True),
+        ("dagflow-align>=99; python_version < '3'", True),
+    ],
+)
+def test_a_plugin_for_another_dagflow_is_not_imported(install, requires: str, loads: bool) -> None:
+    source = GOOD if loads else "import os; os._exit(7)"
+    install(f"needing_{abs(hash(requires))}", source, requires=requires)
+    registry = load_plugins()
+    assert ("zero" in registry.names("reward")) == loads
+    reasons = [broken.reason for broken in registry.broken]
+    assert reasons == ([] if loads else [f"needs dagflow-align>=99; this is {dagflow.__version__}"])
+
+
+def test_what_a_foreign_plugin_costs_is_known(install) -> None:
+    install("slow_one", "import time\ntime.sleep(0.05)\n" + textwrap.dedent(GOOD))
+    [cost] = [cost for cost in load_plugins().costs if cost.entry_point == "slow_one"]
+    assert cost.seconds >= 0.05
+    assert cost.distribution == "dist-slow_one"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from dagflow import config
 from dagflow.cli.console import out
-from dagflow.plugins import Broken, Provided, load_plugins
+from dagflow.plugins import OWN_DISTRIBUTION, Broken, Cost, Provided, load_plugins
 
 
 def register(app: typer.Typer) -> None:
@@ -23,7 +24,7 @@ def register(app: typer.Typer) -> None:
 def list_plugins(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Tracebacks of broken plugins.")
+        bool, typer.Option("-v", "--verbose", help="Import costs, and tracebacks of the broken.")
     ] = False,
 ) -> None:
     """Show every reward, prompt source and objective, and plugins that did not load."""
@@ -48,6 +49,8 @@ def list_plugins(
     out.print(table, soft_wrap=False)
     for broken in registry.broken:
         _print_broken(broken, verbose)
+    if verbose:
+        _print_costs(registry.costs)
 
 
 def recipes() -> None:
@@ -63,6 +66,15 @@ def _print_broken(broken: Broken, verbose: bool) -> None:
     out.print(f"[bold red]broken[/bold red]  {escape(origin)}: {escape(broken.reason)}")
     if verbose:
         out.print(escape(broken.traceback.rstrip()), style="dim")
+
+
+def _print_costs(costs: Sequence[Cost]) -> None:
+    """What each foreign plugin adds to the start of every command."""
+    for cost in costs:
+        if cost.distribution != OWN_DISTRIBUTION:
+            heavy = f" (imports {', '.join(cost.heavy)})" if cost.heavy else ""
+            origin = escape(f"{cost.entry_point} of {cost.distribution}")
+            out.print(f"loaded  {origin} in {1000 * cost.seconds:.0f} ms{heavy}")
 
 
 def _options(item: Provided) -> dict[str, Any]:
