@@ -188,11 +188,11 @@ class ObjectiveContract(Contract):
         trained = self._objective()
         self._step(trained)
         state = saved(self.label, trained)
-        torch.manual_seed(1)  # a resumed run may draw other initial weights
-        resumed = self._objective()
+        resumed = self._objective(seed=1)  # other initial weights, which loading must replace
         restore(self.label, resumed, state)
         batch = replace(transitions(trained, seed=2), log_flow=None, log_flow_next=None)
-        losses = [self._ask(one, with_flow(one, batch))[0] for one in (trained, resumed)]
+        with torch.no_grad():
+            losses = [self._ask(one, with_flow(one, batch))[0] for one in (trained, resumed)]
         if not torch.equal(*losses):
             advise(
                 f"{self.label}: after a step, saved and loaded into a new one, its loss differs by "
@@ -212,8 +212,8 @@ class ObjectiveContract(Contract):
         for name, values in metrics.items():
             check_metric(self.label, name, values)
 
-    def _objective(self) -> Any:
-        torch.manual_seed(0)
+    def _objective(self, seed: int = 0) -> Any:
+        torch.manual_seed(seed)
         objective = self.build(self.spec)
         if not isinstance(getattr(objective, "needs", None), Needs):
             advise(f"{self.label} has no attribute `needs` of type dagflow.Needs.")
@@ -243,10 +243,10 @@ class ObjectiveContract(Contract):
         """One optimizer step, so that the objective is not what it was when it was built."""
         loss, _ = self._ask(objective, transitions(objective))
         loss.sum().backward()
-        parameters = list(objective.parameters()) if isinstance(objective, nn.Module) else []
-        if parameters:
-            torch.optim.SGD(parameters, LEARNING_RATE).step()
-            objective.zero_grad()
+        with torch.no_grad():
+            for parameter in objective.parameters() if isinstance(objective, nn.Module) else ():
+                if parameter.grad is not None:
+                    parameter.sub_(LEARNING_RATE * parameter.grad.sign())
 
 
 def transitions(
@@ -346,6 +346,8 @@ class Poison:
 
     __getattr__ = __getitem__ = __len__ = __iter__ = __bool__ = __float__ = __call__ = _raise
     __neg__ = __pos__ = __abs__ = __invert__ = __array__ = _raise
+    __eq__ = __ne__ = _raise
+    __hash__ = object.__hash__
     __lt__ = __le__ = __gt__ = __ge__ = _raise
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = _raise
     __rtruediv__ = __floordiv__ = __mod__ = __pow__ = __rpow__ = __matmul__ = __and__ = _raise

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Generator, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-KINDS = {"reward": "RewardContract", "prompts": "PromptSourceContract",
+if TYPE_CHECKING:
+    from dagflow.plugins import Kind
+
+KINDS: dict[Kind, str] = {"reward": "RewardContract", "prompts": "PromptSourceContract",
          "objective": "ObjectiveContract"}  # fmt: skip
 
 
@@ -61,17 +64,17 @@ def _kits(session: pytest.Session) -> list[Kit]:
     ]
 
 
-def _contract(kind: str, name: str, options: dict[str, Any]) -> type:
+def _contract(kind: Kind, name: str, options: dict[str, Any]) -> type:
     """A contract for this plugin. Raises UsageError if there is none such, or no such option."""
     from dagflow import conformance
     from dagflow.errors import UserError
     from dagflow.plugins import load_plugins
 
-    base: type = getattr(conformance, KINDS[kind])
     try:
-        load_plugins().maker(base.kind, name, options)  # type: ignore[attr-defined]
+        load_plugins().maker(kind, name, options)
     except UserError as error:
         raise pytest.UsageError(str(error)) from None
+    base: type = getattr(conformance, KINDS[kind])
     return type(base.__name__, (base,), {"name": name, "options": options})
 
 
