@@ -34,7 +34,7 @@ def new_plugin(
     words = scaffold.words_for(name, kind)
     plugin = words["plugin"]
     if plugin in load_plugins().names(kind):
-        raise UserError(f"a {kind} called '{plugin}' is installed already. Choose another name.")
+        raise UserError(f"{kind} '{plugin}' is installed already. Choose another name.")
     folder = output or Path(name)
     for file in scaffold.write_project(words, folder):
         out.print(escape(str(folder / file)))

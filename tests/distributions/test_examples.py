@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributions.conftest import SHORT, install_wheels, run_tests
+from tests.distributions.wheels import SHORT, install_wheels, run_tests
 from tests.test_layers import imports
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +51,7 @@ def test_they_train_together(dagflow, site: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     updates = [line for line in lines if "update" in line]
+    assert updates[-1]["beta"] > 0
     assert all(line["advantage_abs"] > 0 for line in updates if line["beta"] > 0)
     assert {"ratio", "policy_grad_norm"} <= updates[-1].keys()
 

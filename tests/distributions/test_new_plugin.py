@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dagflow import UserError, scaffold
-from tests.distributions.conftest import SHORT, install_wheels, run_tests
+from tests.distributions.wheels import SHORT, install_wheels, run_tests
 
 KINDS = ("reward", "prompts", "objective")
 
@@ -47,7 +47,7 @@ def test_a_folder_in_use_is_refused_and_left_alone(dagflow, tmp_path: Path) -> N
 def test_a_name_that_is_installed_already_is_refused(dagflow, tmp_path: Path) -> None:
     done = dagflow("new-plugin", "dagflow-animals", "--kind", "prompts")
     assert done.returncode == 2
-    assert "a prompts called 'animals' is installed already" in done.stderr
+    assert "prompts 'animals' is installed already" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
