@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -37,10 +37,9 @@ class ObjectiveContract(Contract):
     """Tests of an installed objective. Set `name`, and `options` if it needs any."""
 
     kind = "objective"
-    spec: ClassVar[PolicySpec] = SPEC
 
     def test_needs_are_declared(self) -> None:
-        objective = self.build(self.spec)
+        objective = self.build(SPEC)
         if not isinstance(getattr(objective, "needs", None), Needs):
             advise(
                 f"{self.label} has no attribute `needs` of type dagflow.Needs. Say there what the "
@@ -161,18 +160,7 @@ class ObjectiveContract(Contract):
         objective = self._objective()
         if not objective.needs.log_flow:
             pytest.skip("it does not ask for log_flow")
-        flow = getattr(objective, "flow", None)
-        if not isinstance(objective, nn.Module) or not isinstance(flow, nn.Module):
-            advise(
-                f"{self.label} asks for log_flow, so it must be an nn.Module with a module `flow`: "
-                f"(latents, timesteps, prompt_embeds) -> (B,), which the engine calls."
-            )
-        values = flow(*flow_inputs(3, self.spec))
-        if values.shape != (3,):
-            advise(
-                f"{self.label}: flow returned the shape {tuple(values.shape)} for 3 states, not "
-                f"(3,). Pool over the image, and squeeze(1) the last layer."
-            )
+        ask_flow(objective, *flow_inputs(3))
 
     def test_same_input_same_loss(self) -> None:
         objective = self._objective()
@@ -214,7 +202,7 @@ class ObjectiveContract(Contract):
 
     def _objective(self, seed: int = 0) -> Any:
         torch.manual_seed(seed)
-        objective = self.build(self.spec)
+        objective = self.build(SPEC)
         if not isinstance(getattr(objective, "needs", None), Needs):
             advise(f"{self.label} has no attribute `needs` of type dagflow.Needs.")
         return objective
@@ -242,7 +230,8 @@ class ObjectiveContract(Contract):
     def _step(self, objective: Any) -> None:
         """One optimizer step, so that the objective is not what it was when it was built."""
         loss, _ = self._ask(objective, transitions(objective))
-        loss.sum().backward()
+        if loss.requires_grad:
+            loss.sum().backward()
         with torch.no_grad():
             for parameter in objective.parameters() if isinstance(objective, nn.Module) else ():
                 if parameter.grad is not None:
@@ -288,22 +277,44 @@ def with_flow(objective: Any, batch: Transitions) -> Transitions:
     """The batch with log F at both ends, from the objective's own flow network, if it asks."""
     if not objective.needs.log_flow:
         return batch
+    count = len(batch.log_pf)
+    latents, times, embeds = flow_inputs(count)
+    potential = batch.beta * torch.linspace(-1, 1, count)
+    inner = torch.arange(count) % 2
+    log_flow = batch.scale * ask_flow(objective, latents, times, embeds) + potential
+    later = batch.scale * inner * ask_flow(objective, latents.flip(3), times - 50, embeds)
+    return replace(batch, log_flow=log_flow, log_flow_next=later - potential)
+
+
+def ask_flow(objective: Any, latents: Tensor, times: Tensor, embeds: Tensor) -> Tensor:
+    """The flow of some states, (B,), as the engine asks for it."""
     flow = getattr(objective, "flow", None)
-    if not isinstance(flow, nn.Module):
-        advise("an objective that asks for log_flow needs a module `flow`.")
-    latents, times, embeds = flow_inputs(len(batch.log_pf), SPEC)
-    potential = batch.beta * torch.linspace(-1, 1, len(batch.log_pf))
-    inner = torch.arange(len(batch.log_pf)) % 2
-    log_flow = batch.scale * flow(latents, times, embeds) + potential
-    later = batch.scale * inner * flow(latents.flip(3), times - 50, embeds) - potential
-    return replace(batch, log_flow=log_flow, log_flow_next=later)
+    if not isinstance(objective, nn.Module) or not isinstance(flow, nn.Module):
+        advise(
+            f"{type(objective).__name__} asks for log_flow, so it must be an nn.Module with a "
+            f"module `flow`: (latents, timesteps, prompt_embeds) -> (B,), which the engine calls."
+        )
+    try:
+        values: Tensor = flow(latents, times, embeds)
+    except Exception as error:
+        advise(
+            f"flow raised {type(error).__name__}: {error}. It is given latents "
+            f"{tuple(latents.shape)}, timesteps {tuple(times.shape)} (int64) and prompt_embeds "
+            f"{tuple(embeds.shape)}; take their widths from the PolicySpec."
+        )
+    if values.shape != times.shape:
+        advise(
+            f"flow returned the shape {tuple(values.shape)} for {len(times)} states, not "
+            f"({len(times)},). Pool over the image, and squeeze(1) the last layer."
+        )
+    return values
 
 
-def flow_inputs(count: int, spec: PolicySpec) -> tuple[Tensor, Tensor, Tensor]:
+def flow_inputs(count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Latents (B, C, 8, 8), timesteps (B,) and prompt_embeds (B, 5, E)."""
     source = torch.Generator().manual_seed(count)
-    latents = torch.randn(count, spec.latent_channels, SIDE, SIDE, generator=source)
-    embeds = torch.randn(count, TOKENS, spec.cross_attention_dim, generator=source)
+    latents = torch.randn(count, SPEC.latent_channels, SIDE, SIDE, generator=source)
+    embeds = torch.randn(count, TOKENS, SPEC.cross_attention_dim, generator=source)
     return latents, torch.linspace(951, 51, count).long(), embeds
 
 

@@ -376,7 +376,7 @@ OBJECTIVES: list[Defect] = [
             "A deviation of one number."
             needs = Needs(window=True)
             def __init__(self, spec): pass
-            def __call__(self, batch): return batch.log_pf / batch.window.log_pf.std(), {}
+            def __call__(self, batch): return batch.log_pf / (batch.window.log_pf**2).var(), {}
     """),
     ("gradients_reach_log_pf_and_own_parameters_only", "the policy would never learn", """
         class factory(nn.Module):
@@ -466,6 +466,15 @@ OBJECTIVES: list[Defect] = [
             def forward(self, batch): return batch.log_pf - batch.log_flow, {}
         class Column(Flow):
             def forward(self, *inputs): return super().forward(*inputs)[:, None]
+    """),
+    ("flow_is_a_module_of_its_own", "take their widths from the PolicySpec", """
+        class factory(nn.Module):
+            "A flow for other latents."
+            needs = Needs(log_flow=True)
+            def __init__(self, spec):
+                super().__init__()
+                self.flow = nn.Bilinear(768, 768, 1)
+            def forward(self, batch): return batch.log_pf - batch.log_flow, {}
     """),
     ("same_input_same_loss", "Draw no", """
         class factory:

@@ -63,3 +63,15 @@ def test_the_ratio_weighs_what_is_off_policy() -> None:
     batch = transitions(rows, window=transitions(rows), log_pf=later)
     Reinforce()(batch)[0].sum().backward()
     torch.testing.assert_close(later.grad, torch.tensor([4.0, -2.0]))
+
+
+def test_the_sum_scale_asks_for_the_same_step() -> None:
+    """Its gradient is D squared times as long: D here, and D in log_pf's own."""
+    count, gradients = 1024.0, []
+    for scale in (1.0, count):
+        rows = [(0, 0, 1.0 * scale), (1, 0, 3.0 * scale)]
+        later = (scale * torch.tensor([0.2, -0.1])).requires_grad_()
+        batch = transitions(rows, window=transitions(rows), log_pf=later, scale=scale)
+        Reinforce()(batch)[0].sum().backward()
+        gradients.append(later.grad)
+    torch.testing.assert_close(gradients[1], count * gradients[0])
