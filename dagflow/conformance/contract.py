@@ -97,7 +97,8 @@ class Contract:
 def heavy_imports(distribution: str) -> list[str]:
     """Which of `HEAVY` are imported when the plugins of one distribution load, in a new process."""
     owners = {point.dist.name for point in entry_points(group=GROUP) if point.dist}
-    environment = {**os.environ, DISABLE_VARIABLE: ",".join(owners - {distribution})}
+    disabled = {os.environ.get(DISABLE_VARIABLE, ""), *(owners - {distribution})}
+    environment = {**os.environ, DISABLE_VARIABLE: ",".join(disabled)}
     done = subprocess.run(
         [sys.executable, "-c", PROBE],
         input=json.dumps([sys.path, HEAVY]),
