@@ -40,6 +40,7 @@ class Needs:
     log_flow: bool = False  # log F at both ends; the objective then has a module `flow`
     log_pb: bool = False  # log q(x_t | x_s), the noising process
     potentials: bool = False  # rewards of intermediate states (forward-looking flow)
+    rewards: bool = False  # what each transition's trajectory earned, and which trajectory it is
     window: bool = False  # the numbers of the whole accumulation window, in `Transitions.window`
 
 
@@ -61,6 +62,8 @@ class Transitions:
     """Numbers of B transitions x -> x_next, as an objective sees them, float32, each (B,).
 
     Log-densities are means or sums over the D latent values; `scale` is 1 or D accordingly.
+    What `needs` does not declare is None. `trajectory` and `prompt` are int64 and tell transitions
+    apart, no more: equal numbers are of one trajectory, or of trajectories with one prompt text.
     """
 
     log_pf: Tensor  # a leaf: the engine back-propagates d loss / d log_pf through the network
@@ -72,6 +75,9 @@ class Transitions:
     final_beta: float  # its value after annealing
     scale: float
     window: Transitions | None = None  # all transitions of this optimizer step, without gradient
+    log_reward: Tensor | None = None  # beta * reward of the trajectory's image
+    trajectory: Tensor | None = None  # which trajectory of the epoch it belongs to
+    prompt: Tensor | None = None  # which prompt that trajectory was drawn for
 
 
 class Reward(Protocol):

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
 import sys
 import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dagflow import Needs, Transitions, conformance, hookspecs, types
+from dagflow.conformance.pytest_plugin import KINDS
 from tests.conftest import SHORT_OPTIONS
+from tests.distributions.wheels import install_wheels
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
@@ -41,12 +48,21 @@ def put_redness(folder: Path, page: str) -> None:
     (info / "entry_points.txt").write_text(f"[dagflow]\n{name} = {module}\n")
 
 
+def follow_the_tutorial(folder: Path) -> Path:
+    """Write the two files of the tutorial, as a reader would, and install them with pip."""
+    page = "docs/plugins.md"
+    folder.mkdir()
+    (folder / "redness.py").write_text(blocks(page, "python")[0])
+    (folder / "pyproject.toml").write_text(blocks(page, "toml")[0])
+    return install_wheels([folder], folder)
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
 def test_documented_commands_work(dagflow, tmp_path: Path, page: str) -> None:
     """In the order of the page, with training cut short."""
     variables = {"PYTHONPATH": str(tmp_path)}
     if page == "docs/plugins.md":
-        put_redness(tmp_path, page)
+        variables["PYTHONPATH"] = str(follow_the_tutorial(tmp_path / "redness"))
     for words in commands(page):
         new_run = words[0] == "train" and "--resume" not in words
         short = SHORT_OPTIONS if new_run else []
@@ -62,6 +78,57 @@ def test_the_readmes_reward_trains_and_is_as_short_as_promised(dagflow, tmp_path
     assert done.returncode == 0, done.stderr
     listed = dagflow("list-plugins", PYTHONPATH=str(tmp_path), COLUMNS="200").stdout
     assert "dagflow-redness 1.0" in listed
+
+
+def test_the_tutorials_files_are_the_examples() -> None:
+    example = ROOT / "plugins" / "dagflow-redness"
+    page = "docs/plugins.md"
+    assert blocks(page, "python")[0] == (example / "redness.py").read_text(encoding="utf-8")
+    shown = tomllib.loads(blocks(page, "toml")[0])
+    whole = tomllib.loads((example / "pyproject.toml").read_text(encoding="utf-8"))
+    assert merged_tree(whole, shown) == whole
+
+
+def merged_tree(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree with another on top, table by table."""
+    return {**tree} | {
+        key: merged_tree(tree.get(key, {}), value) if isinstance(value, dict) else value
+        for key, value in other.items()
+    }
+
+
+def signatures(source: str) -> dict[str, str]:
+    """Every function's arguments and result, as text, by name."""
+    return {
+        node.name: f"({ast.unparse(node.args)}) -> {node.returns and ast.unparse(node.returns)}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef)
+    }
+
+
+def test_the_hooks_and_the_objective_have_the_documented_signatures() -> None:
+    shown = [signatures(block) for block in blocks("docs/plugins.md", "python")]
+    hooks = signatures(Path(hookspecs.__file__).read_text(encoding="utf-8"))
+    assert hooks in shown
+    tree = ast.parse(Path(types.__file__).read_text(encoding="utf-8"))
+    [protocol] = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Objective"]
+    assert signatures(ast.unparse(protocol)) in shown
+
+
+def test_every_need_and_every_field_is_documented() -> None:
+    text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    names = [field.name for record in (Needs, Transitions) for field in fields(record)]
+    assert not [name for name in names if f"`{name}`" not in text]
+
+
+def test_the_checks_of_the_kit_are_documented_and_no_others() -> None:
+    text = (ROOT / "docs" / "conformance.md").read_text(encoding="utf-8")
+    contracts = [getattr(conformance, name) for name in conformance.__all__]
+    names = {name for contract in contracts for name in dir(contract) if name.startswith("test_")}
+    documented = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+    assert documented == {name.removeprefix("test_") for name in names}
+    options = {"--dagflow-option", *(f"--dagflow-{kind}" for kind in KINDS)}
+    assert set(re.findall(r"--dagflow-\w+", text)) == options
 
 
 def test_links_lead_somewhere() -> None:

@@ -13,8 +13,8 @@ import dagflow
 
 ROOT = Path(dagflow.__file__).parent
 ORDER = [
-    "errors", "types", "hookspecs", "plugins", "config", "diffusion", "policies", "engine",
-    "evaluate", "train", "cli",
+    "errors", "types", "hookspecs", "plugins", "conformance", "scaffold", "config", "diffusion",
+    "policies", "engine", "evaluate", "train", "cli",
 ]  # fmt: skip
 STAGES = ["prompts", "rollout", "transitions", "metrics", "pictures"]
 
@@ -58,6 +58,19 @@ def test_the_core_imports_no_plugin() -> None:
         assert not {layer(n) for n in names} & {"objectives", "prompt_sources"}, file
 
 
+def test_a_run_does_without_the_kit_and_the_scaffold() -> None:
+    for file in ROOT.rglob("*.py"):
+        own = file.relative_to(ROOT).parts[0]
+        found = {layer(name) for name in imports(file)} - {own}
+        assert "conformance" not in found, file
+        assert "scaffold" not in found or own == "cli", file
+
+
+def test_the_scaffold_stands_on_errors_alone() -> None:
+    for file in (ROOT / "scaffold").rglob("*.py"):
+        assert {layer(name) for name in imports(file)} & set(ORDER) <= {"errors"}, file
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_stages_import_no_other_stage(stage: str) -> None:
     names = imports(ROOT / "engine" / f"{stage}.py")
@@ -71,7 +84,13 @@ def test_stages_import_no_other_stage(stage: str) -> None:
         "from dagflow.plugins import load_plugins; load_plugins()",
         *(
             f"sys.argv = ['dagflow', *{words}.split()]; from dagflow.cli import main; main()"
-            for words in ("'--help'", "'list-plugins'", "'recipes'", "'train --help'")
+            for words in (
+                "'--help'",
+                "'list-plugins'",
+                "'recipes'",
+                "'train --help'",
+                "'new-plugin a-name --help'",
+            )
         ),
     ],
 )

@@ -180,7 +180,22 @@ def _numbers(
         final_beta=part.final_beta,
         scale=_scale(learner, latents),
         window=whole,
+        **(_rewards(part, b) if needs.rewards else {}),
     )
+
+
+def _rewards(part: Window, b: Tensor) -> dict[str, Tensor]:
+    """What trajectories b earned, times beta, and which trajectory and prompt each one is.
+
+    A prompt's number is that of the first trajectory with the same text: what the policy is told.
+    """
+    texts = [prompt.text for prompt in part.trajectories.prompts]
+    first = {text: k for k, text in reversed(list(enumerate(texts)))}
+    return {
+        "log_reward": part.beta * part.potentials[b, -1],
+        "trajectory": b,
+        "prompt": torch.tensor([first[texts[k]] for k in b.tolist()], device=b.device),
+    }
 
 
 def _log_flow(learner: Learner, part: Window, b: Tensor, i: Tensor) -> Tensor | None:
@@ -221,7 +236,8 @@ def _whole(learner: Learner, window: Window) -> Transitions | None:
         _numbers(learner, part, _old_log_pf(part), None)
         for part in map(window.part, window.rows.split(learner.settings.microbatch_size))
     ]
-    columns = ("log_pf", "log_pf_old", "log_pb", "log_flow", "log_flow_next")
+    columns = ("log_pf", "log_pf_old", "log_pb", "log_flow", "log_flow_next",
+               "log_reward", "trajectory", "prompt")  # fmt: skip
     joined = {
         name: torch.cat([getattr(part, name) for part in parts])
         for name in columns

@@ -9,6 +9,7 @@ from dagflow.diffusion import path as gaussian
 from dagflow.engine.scoring import score
 from dagflow.engine.update import _log_flow, _scale, current_potentials, update, warm_up
 from dagflow.errors import RunError
+from dagflow.types import Needs, Transitions
 from tests.conftest import collect
 
 
@@ -206,3 +207,39 @@ def test_without_potentials_the_flow_is_learned_inside_and_given_at_the_end(make
     torch.testing.assert_close(_log_flow(run.learner, window, *inner), learned)
     given = window.beta * score(run.rewards, data.images, data.prompts)
     torch.testing.assert_close(_log_flow(run.learner, window, *ends), given)
+
+
+class Asks(torch.nn.Module):
+    """An objective that asks for rewards, keeps what it is given, and learns nothing."""
+
+    def __init__(self, needs: Needs) -> None:
+        super().__init__()
+        self.needs, self.seen = needs, []
+
+    def forward(self, batch: Transitions) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        self.seen.append(batch)
+        return batch.log_pf, {}
+
+
+def test_rewards_come_with_their_trajectory_and_prompt(make_run) -> None:
+    run = make_run(rollout={"images_per_prompt": 2})
+    window = collect(run)
+    asks = Asks(Needs(rewards=True, window=True))
+    update(replace(run.learner, objective=asks), window)
+    batch = asks.seen[0]
+    b = window.rows[:5, 0]
+    earned = window.beta * score(run.rewards, window.trajectories.images[b], [None] * 5)
+    torch.testing.assert_close(batch.log_reward, earned)
+    assert torch.equal(batch.trajectory, b)
+    assert torch.equal(batch.window.trajectory, window.rows[:, 0])
+    assert batch.window.prompt.tolist() == [int(k) // 2 * 2 for k in window.rows[:, 0]]
+    assert batch.prompt.dtype == batch.trajectory.dtype == torch.int64
+    assert (batch.log_pb, batch.log_flow, batch.log_flow_next) == (None, None, None)
+
+
+def test_rewards_that_nobody_asked_for_are_not_given(make_run) -> None:
+    run = make_run()
+    asks = Asks(Needs())
+    update(replace(run.learner, objective=asks), collect(run))
+    batch = asks.seen[0]
+    assert (batch.log_reward, batch.trajectory, batch.prompt, batch.window) == (None,) * 4

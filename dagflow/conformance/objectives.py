@@ -1,0 +1,445 @@
+"""What every objective must do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from dagflow.conformance.contract import Contract, advise
+from dagflow.types import Needs, PolicySpec, Transitions
+
+COUNT, TRAJECTORIES, PROMPTS = 8, 4, 2
+SPEC = PolicySpec(latent_channels=4, cross_attention_dim=32)
+SIDE, TOKENS = 8, 5
+VALUES = SPEC.latent_channels * SIDE * SIDE  # D
+BETA = 5.0
+LEARNING_RATE = 0.1
+RESERVED = {
+    "beta", "epoch", "flow_grad_norm", "log_ratio", "loss", "policy_grad_norm", "regulariser",
+    "update", "warm_up",
+}  # fmt: skip
+FIELDS = {
+    "log_flow": ("log_flow", "log_flow_next"),
+    "log_pb": ("log_pb",),
+    "potentials": ("log_flow", "log_flow_next"),
+    "rewards": ("log_reward", "trajectory", "prompt"),
+    "window": ("window",),
+}  # of Transitions, by the need that fills them
+
+
+class ObjectiveContract(Contract):
+    """Tests of an installed objective. Set `name`, and `options` if it needs any."""
+
+    kind = "objective"
+
+    def test_needs_are_declared(self) -> None:
+        objective = self.build(SPEC)
+        if not isinstance(getattr(objective, "needs", None), Needs):
+            advise(
+                f"{self.label} has no attribute `needs` of type dagflow.Needs. Say there what the "
+                f"engine should compute, as in needs = Needs(log_pb=True); Needs() is log_pf alone."
+            )
+
+    def test_loss_is_one_number_for_each_transition(self) -> None:
+        objective = self._objective()
+        loss, _ = self._ask(objective, transitions(objective))
+        if loss.shape != (COUNT,):
+            advise(
+                f"{self.label} returned a loss of shape {tuple(loss.shape)} for {COUNT} "
+                f"transitions, not ({COUNT},). Take no mean: the engine does, over the whole "
+                f"optimizer step."
+            )
+
+    def test_loss_is_finite_on_both_scales_and_at_beta_zero(self) -> None:
+        objective = self._objective()
+        for scale in (1.0, float(VALUES)):
+            for beta in (0.0, BETA):
+                loss, _ = self._ask(objective, transitions(objective, scale=scale, beta=beta))
+                if not loss.isfinite().all():
+                    advise(
+                        f"{self.label}: the loss is {loss.tolist()} with scale = {scale:g} and "
+                        f"beta = {beta:g}. Log-densities grow with scale (1 or D): take exp of "
+                        f"(log_pf - log_pf_old) / scale only. beta rises from 0: do not divide by "
+                        f"it."
+                    )
+
+    def test_window_may_be_cut_anywhere(self) -> None:
+        objective = self._objective()
+        batch = transitions(objective)
+        together, _ = self._ask(objective, batch)
+        parts = [self._ask(objective, part)[0] for part in cut(batch, [1, 4, 3])]
+        found = torch.cat([part.reshape(-1) for part in parts])
+        if found.shape != together.shape or not torch.allclose(found, together, 1e-3, 1e-4):
+            advise(
+                f"{self.label}: the loss of a transition depends on which others are in its "
+                f"micro-batch, and so on the memory of the machine. Declare Needs(window=True) and "
+                f"take statistics from batch.window, which is the whole optimizer step."
+            )
+
+    def test_batch_of_one(self) -> None:
+        objective = self._objective()
+        single = next(cut(transitions(objective), [1, COUNT - 1]))
+        if single.window is not None:
+            single = replace(single, window=next(cut(single.window, [1, COUNT - 1])))
+        loss, _ = self._ask(objective, single)
+        if loss.shape != (1,) or not loss.isfinite().all():
+            advise(
+                f"{self.label} returned {loss.tolist()} for a single transition, in a window of "
+                f"one. Name the dimension in squeeze(1); use std(correction=0) + 1e-8; mind that "
+                f"there may be no others for a baseline."
+            )
+
+    def test_gradients_reach_log_pf_and_own_parameters_only(self) -> None:
+        objective = self._objective()
+        batch = transitions(objective)
+        loss, _ = self._ask(objective, batch)
+        reached = leaves(loss)
+        if not any(leaf is batch.log_pf for leaf in reached):
+            advise(
+                f"{self.label}: the loss has no gradient with respect to batch.log_pf, so the "
+                f"policy would never learn. Do not detach it everywhere."
+            )
+        own = dict(objective.named_parameters()) if isinstance(objective, nn.Module) else {}
+        known = {id(parameter) for parameter in own.values()} | {id(batch.log_pf)}
+        strangers = [leaf for leaf in reached if id(leaf) not in known]
+        if strangers:
+            shapes = ", ".join(str(tuple(leaf.shape)) for leaf in strangers)
+            advise(
+                f"{self.label}: gradients reach tensors that are not its parameters, of shape "
+                f"{shapes}. The engine optimises and saves objective.parameters() alone: make it "
+                f"an nn.Module, with nn.Parameter, nn.ModuleList and so on in its attributes."
+            )
+        hidden = {id(leaf) for leaf in reached}
+        unused = [n for n, p in own.items() if p.requires_grad and id(p) not in hidden]
+        if unused:
+            advise(
+                f"{self.label}: no gradient reaches its parameters {', '.join(unused)}. Use them, "
+                f"or set requires_grad_(False)."
+            )
+
+    def test_it_uses_nothing_that_it_does_not_declare(self) -> None:
+        objective = self._objective()
+        given = {name for need in declared(objective) for name in FIELDS[need]}
+        absent = {name for names in FIELDS.values() for name in names} - given
+        batch = poisoned(transitions(objective), absent)
+        try:
+            self._call(objective, batch)
+        except Poisoned as touched:
+            need = next(need for need, names in FIELDS.items() if touched.field in names)
+            advise(
+                f"{self.label} uses batch.{touched.field}, which is None in a run, for its needs "
+                f"do not ask for it. Declare Needs({need}=True)."
+            )
+
+    def test_it_uses_what_it_declares(self) -> None:
+        objective = self._objective()
+        needs = declared(objective)
+        if "potentials" in needs and "log_flow" not in needs:
+            advise(
+                f"{self.label} declares Needs(potentials=True) without log_flow, of which they are "
+                f"a part. Drop potentials: the rewards of all intermediate states cost much time."
+            )
+        for need in needs:
+            try:
+                self._call(objective, poisoned(transitions(objective), set(FIELDS[need])))
+            except Poisoned:
+                continue
+            advise(
+                f"{self.label} declares Needs({need}=True) and does not use batch."
+                f"{' or batch.'.join(FIELDS[need])}. Drop it: what is declared is computed in "
+                f"every step."
+            )
+
+    def test_flow_is_a_module_of_its_own(self) -> None:
+        objective = self._objective()
+        if not objective.needs.log_flow:
+            pytest.skip("it does not ask for log_flow")
+        ask_flow(objective, *flow_inputs(3))
+
+    def test_same_input_same_loss(self) -> None:
+        objective = self._objective()
+        batch = transitions(objective)
+        first, again = (self._ask(objective, batch)[0] for _ in range(2))
+        if not torch.equal(first, again):
+            advise(
+                f"{self.label}: the loss of the same batch differs from call to call. Draw no "
+                f"random numbers, and keep no running statistics outside of an optimizer step."
+            )
+
+    def test_saved_and_loaded_it_is_the_same(self) -> None:
+        trained = self._objective()
+        self._step(trained)
+        state = saved(self.label, trained)
+        resumed = self._objective(seed=1)  # other initial weights, which loading must replace
+        restore(self.label, resumed, state)
+        batch = replace(transitions(trained, seed=2), log_flow=None, log_flow_next=None)
+        with torch.no_grad():
+            losses = [self._ask(one, with_flow(one, batch))[0] for one in (trained, resumed)]
+        if not torch.equal(*losses):
+            advise(
+                f"{self.label}: after a step, saved and loaded into a new one, its loss differs by "
+                f"{float((losses[0] - losses[1]).abs().max()):.3g}. All that changes must be in "
+                f"its state_dict: use nn.Parameter, register_buffer and submodules, not plain "
+                f"attributes."
+            )
+
+    def test_metrics_are_tensors_under_names_of_their_own(self) -> None:
+        objective = self._objective()
+        _, metrics = self._ask(objective, transitions(objective))
+        if not isinstance(metrics, Mapping):
+            advise(
+                f"{self.label} returned {type(metrics).__name__} beside the loss, not a mapping of "
+                f"name to tensor. Return loss, {{}} if there is nothing to log."
+            )
+        for name, values in metrics.items():
+            check_metric(self.label, name, values)
+
+    def _objective(self, seed: int = 0) -> Any:
+        torch.manual_seed(seed)
+        objective = self.build(SPEC)
+        if not isinstance(getattr(objective, "needs", None), Needs):
+            advise(f"{self.label} has no attribute `needs` of type dagflow.Needs.")
+        return objective
+
+    def _call(self, objective: Any, batch: Transitions) -> Any:
+        try:
+            return objective(batch)
+        except Poisoned:
+            raise
+        except Exception as error:
+            advise(
+                f"{self.label} raised {type(error).__name__} on {len(batch.log_pf)} transitions: "
+                f"{error}. Fields of the batch that its needs do not ask for are None."
+            )
+
+    def _ask(self, objective: Any, batch: Transitions) -> tuple[Tensor, Any]:
+        answer = self._call(objective, batch)
+        if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[0], Tensor):
+            advise(
+                f"{self.label} returned {type(answer).__name__}, not the pair (loss, metrics): a "
+                f"tensor (B,) and a mapping of name to tensor."
+            )
+        return answer
+
+    def _step(self, objective: Any) -> None:
+        """One optimizer step, so that the objective is not what it was when it was built."""
+        loss, _ = self._ask(objective, transitions(objective))
+        if loss.requires_grad:
+            loss.sum().backward()
+        with torch.no_grad():
+            for parameter in objective.parameters() if isinstance(objective, nn.Module) else ():
+                if parameter.grad is not None:
+                    parameter.sub_(LEARNING_RATE * parameter.grad.sign())
+
+
+def transitions(
+    objective: Any, scale: float = 1.0, beta: float = BETA, seed: int = 0
+) -> Transitions:
+    """Eight transitions as the engine would give them to this objective, two a trajectory.
+
+    Trajectories 0 and 1 have one prompt, 2 and 3 another; every second transition is its last one.
+    """
+    source = torch.Generator().manual_seed(seed)
+
+    def draw(size: float) -> Tensor:
+        return scale * size * torch.randn(COUNT, generator=source)
+
+    needs: Needs = objective.needs
+    log_pf_old, log_pb, moved = draw(0.3), draw(0.3), draw(0.01)
+    trajectory = torch.arange(COUNT) % TRAJECTORIES
+    rewards = scale * beta * torch.randn(TRAJECTORIES, generator=source)[trajectory]
+    whole = Transitions(
+        log_pf=log_pf_old.clone(),
+        log_pf_old=log_pf_old,
+        log_pb=log_pb if needs.log_pb else None,
+        log_flow=None,
+        log_flow_next=None,
+        beta=scale * beta,
+        final_beta=scale * BETA,
+        scale=scale,
+        log_reward=rewards if needs.rewards else None,
+        trajectory=trajectory if needs.rewards else None,
+        prompt=trajectory // (TRAJECTORIES // PROMPTS) if needs.rewards else None,
+    )
+    with torch.no_grad():
+        window = with_flow(objective, whole) if needs.window else None
+    leaf = (log_pf_old + moved).requires_grad_()
+    return replace(with_flow(objective, whole), log_pf=leaf, window=window)
+
+
+def with_flow(objective: Any, batch: Transitions) -> Transitions:
+    """The batch with log F at both ends, from the objective's own flow network, if it asks."""
+    if not objective.needs.log_flow:
+        return batch
+    count = len(batch.log_pf)
+    latents, times, embeds = flow_inputs(count)
+    potential = batch.beta * torch.linspace(-1, 1, count)
+    inner = torch.arange(count) % 2
+    log_flow = batch.scale * ask_flow(objective, latents, times, embeds) + potential
+    later = batch.scale * inner * ask_flow(objective, latents.flip(3), times - 50, embeds)
+    return replace(batch, log_flow=log_flow, log_flow_next=later - potential)
+
+
+def ask_flow(objective: Any, latents: Tensor, times: Tensor, embeds: Tensor) -> Tensor:
+    """The flow of some states, (B,), as the engine asks for it."""
+    flow = getattr(objective, "flow", None)
+    if not isinstance(objective, nn.Module) or not isinstance(flow, nn.Module):
+        advise(
+            f"{type(objective).__name__} asks for log_flow, so it must be an nn.Module with a "
+            f"module `flow`: (latents, timesteps, prompt_embeds) -> (B,), which the engine calls."
+        )
+    try:
+        values: Tensor = flow(latents, times, embeds)
+    except Exception as error:
+        advise(
+            f"flow raised {type(error).__name__}: {error}. It is given latents "
+            f"{tuple(latents.shape)}, timesteps {tuple(times.shape)} (int64) and prompt_embeds "
+            f"{tuple(embeds.shape)}; take their widths from the PolicySpec."
+        )
+    if values.shape != times.shape:
+        advise(
+            f"flow returned the shape {tuple(values.shape)} for {len(times)} states, not "
+            f"({len(times)},). Pool over the image, and squeeze(1) the last layer."
+        )
+    return values
+
+
+def flow_inputs(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents (B, C, 8, 8), timesteps (B,) and prompt_embeds (B, 5, E)."""
+    source = torch.Generator().manual_seed(count)
+    latents = torch.randn(count, SPEC.latent_channels, SIDE, SIDE, generator=source)
+    embeds = torch.randn(count, TOKENS, SPEC.cross_attention_dim, generator=source)
+    return latents, torch.linspace(951, 51, count).long(), embeds
+
+
+def cut(batch: Transitions, sizes: list[int]) -> Iterator[Transitions]:
+    """The batch in parts; each knows the same window."""
+    columns = {
+        field.name: value.split(sizes)
+        for field in fields(batch)
+        if isinstance(value := getattr(batch, field.name), Tensor)
+    }
+    for k in range(len(sizes)):
+        yield replace(batch, **{name: parts[k] for name, parts in columns.items()})
+
+
+class Poisoned(Exception):
+    """A field was used that should not have been."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(field)
+        self.field = field
+
+
+class Poison:
+    """Stands in a field; whatever is done with it raises `Poisoned`."""
+
+    def __init__(self, field: str) -> None:
+        object.__setattr__(self, "_field", field)
+
+    def _raise(self, *_: object, **__: object) -> NoReturn:
+        raise Poisoned(object.__getattribute__(self, "_field"))
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> NoReturn:
+        poison = next(
+            value for value in _flat([*args, *(kwargs or {}).values()]) if type(value) is cls
+        )
+        raise Poisoned(object.__getattribute__(poison, "_field"))
+
+    __getattr__ = __getitem__ = __len__ = __iter__ = __bool__ = __float__ = __call__ = _raise
+    __neg__ = __pos__ = __abs__ = __invert__ = __array__ = _raise
+    __eq__ = __ne__ = _raise
+    __hash__ = object.__hash__
+    __lt__ = __le__ = __gt__ = __ge__ = _raise
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = _raise
+    __rtruediv__ = __floordiv__ = __mod__ = __pow__ = __rpow__ = __matmul__ = __and__ = _raise
+
+
+def _flat(values: Any) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _flat(value)
+        else:
+            yield value
+
+
+def poisoned(batch: Transitions, names: set[str]) -> Transitions:
+    """The batch, and its window, with these fields poisoned."""
+    changes: dict[str, Any] = {name: Poison(name) for name in names}
+    if batch.window is not None and "window" not in names:
+        changes["window"] = replace(batch.window, **changes)
+    return replace(batch, **changes)
+
+
+def declared(objective: Any) -> list[str]:
+    """The needs that are true, by name."""
+    return [need for need in FIELDS if getattr(objective.needs, need)]
+
+
+def leaves(loss: Tensor) -> list[Tensor]:
+    """Every leaf tensor that the gradient of a loss reaches."""
+    found: dict[int, Tensor] = {}
+    seen, waiting = set(), [loss.grad_fn]
+    if loss.grad_fn is None and loss.requires_grad:
+        return [loss]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            found[id(leaf)] = leaf
+        waiting += [before for before, _ in node.next_functions]
+    return list(found.values())
+
+
+def saved(label: str, objective: Any) -> bytes:
+    """The objective's state as a checkpoint holds it."""
+    if not isinstance(objective, nn.Module):
+        return save({})
+    try:
+        return save({k: v.contiguous() for k, v in objective.state_dict().items()})
+    except Exception as error:
+        advise(
+            f"{label}: its state_dict cannot be saved: {error} Checkpoints hold tensors alone, "
+            f"each in memory of its own: no numbers or lists from get_extra_state, no weights that "
+            f"two modules share."
+        )
+
+
+def restore(label: str, objective: Any, state: bytes) -> None:
+    if not isinstance(objective, nn.Module):
+        return
+    try:
+        objective.load_state_dict(load(state))
+    except Exception as error:
+        advise(
+            f"{label}: a new one does not take the saved state: {error} Make the shapes and names "
+            f"follow from the options alone."
+        )
+
+
+def check_metric(label: str, name: Any, values: Any) -> None:
+    """It is a finite tensor, one number or one for each transition, under a name of its own."""
+    if not isinstance(name, str) or name in RESERVED:
+        advise(
+            f"{label}: the metric {name!r} has a name of the engine's own, or none. Choose "
+            f"another; taken are {', '.join(sorted(RESERVED))}."
+        )
+    if not isinstance(values, Tensor) or values.shape not in ((), (COUNT,)):
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        advise(
+            f"{label}: the metric '{name}' is {got}, not a tensor of shape () or (B,). Return one "
+            f"number for each transition: the engine takes the mean over the optimizer step."
+        )
+    if not values.isfinite().all():
+        advise(f"{label}: the metric '{name}' is not finite: {values.tolist()}.")

@@ -1,0 +1,217 @@
+"""What every reward must do."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dagflow.conformance.contract import Contract, advise
+from dagflow.types import Prompt, Reward
+
+SIDE = 32
+ODD_SIZES = ((37, 53), (48, 21))
+TEXTS = ("a cat", "a red dog", "an ant on the moon", "three blue whales", "a goose", "pigs")
+UNUSUAL_TEXTS = {
+    "non-ASCII text": "一只猫 🦊 ñandú — قطة",
+    "several lines": "a cat\n\n\tand a dog",
+    "10,000 characters": "a very long prompt, " * 500,
+}
+
+
+class RewardContract(Contract):
+    """Tests of an installed reward. Set `name`, and `options` if it needs any.
+
+    `metadata` is what each prompt carries; set it if the reward reads some. `tolerance` is how far
+    a score may move with the company it is in, as a share of the spread of scores.
+    """
+
+    kind = "reward"
+    metadata: ClassVar[Mapping[str, Any]] = {}
+    tolerance: ClassVar[float] = 0.01
+    _built: ClassVar[dict[type, Reward]] = {}
+
+    def test_returns_one_float_for_each_image(self) -> None:
+        scores = self._raw(images(), self.prompts(), "images of 32 x 32 pixels")
+        if not isinstance(scores, Tensor):
+            advise(
+                f"{self.label} returned {type(scores).__name__}, not a tensor. Return "
+                f"torch.tensor(scores, dtype=torch.float32)."
+            )
+        if scores.shape != (len(TEXTS),):
+            advise(
+                f"{self.label} returned the shape {tuple(scores.shape)} for {len(TEXTS)} images, "
+                f"not ({len(TEXTS)},). Return one number for each image: take means over "
+                f"dimensions 1, 2 and 3 only, and squeeze(1) what a head returns."
+            )
+        if scores.dtype not in (torch.float32, torch.float64):
+            advise(
+                f"{self.label} returned {scores.dtype}, not float32. Whole numbers and half "
+                f"precision make ties of scores that differ: call .float() before the last steps."
+            )
+
+    def test_scores_are_finite(self) -> None:
+        for what, image in plain_images().items():
+            scores = self.score(image, self.prompts()[:1], what)
+            if not scores.isfinite().all():
+                advise(
+                    f"{self.label} returned {scores.tolist()} for {what}. A run stops at such a "
+                    f"value: guard logarithms, and divisions by a norm or deviation (+ 1e-8)."
+                )
+
+    def test_score_does_not_depend_on_the_neighbours(self) -> None:
+        together = self.score(images(), self.prompts(), "a batch")
+        for k in range(len(TEXTS)):
+            alone = self.score(images()[k : k + 1], self.prompts()[k : k + 1], "one image")
+            if not self._near(alone, together[k : k + 1], together):
+                advise(
+                    f"{self.label} gave an image {float(alone):.6g} on its own and "
+                    f"{float(together[k]):.6g} in a batch. Batches are cut as memory allows, so "
+                    f"the target would depend on the machine. Move any normalisation over the "
+                    f"batch out of the reward (use the objective's option, or fixed numbers), "
+                    f"call .eval(), and look at each image with its own prompt only."
+                )
+
+    def test_order_of_the_batch_is_kept(self) -> None:
+        order = [3, 0, 5, 1, 4, 2]
+        prompts = self.prompts()
+        straight = self.score(images(), prompts, "a batch")
+        turned = self.score(images()[order], [prompts[k] for k in order], "a batch in other order")
+        if not self._near(turned, straight[order], straight):
+            advise(
+                f"{self.label}: when the batch is put in another order, its scores are not put in "
+                f"the same order. Return score i for image i with prompt i."
+            )
+
+    def test_same_input_same_score(self) -> None:
+        first = self.score(images(), self.prompts(), "a batch")
+        self.score(1 - images()[:2], self.prompts()[:2], "other images")
+        again = self.score(images(), self.prompts(), "the same batch once more")
+        if not torch.equal(first, again):
+            advise(
+                f"{self.label} scored the same batch twice and differed by "
+                f"{float((first - again).abs().max()):.3g}. Draw no random numbers (dropout, "
+                f"crops, augmentation), keep no running statistics between calls."
+            )
+
+    def test_same_score_after_a_restart(self) -> None:
+        first = self.score(images(), self.prompts(), "a batch")
+        again = _checked(ready(self.build())(images(), self.prompts()))
+        if not torch.equal(first, again):
+            advise(
+                f"{self.label}, built anew, scores the same batch differently. A resumed run would "
+                f"go on with another reward: load weights from a file, or draw them from a seed."
+            )
+
+    def test_empty_batch(self) -> None:
+        scores = self.score(images()[:0], [], "an empty batch")
+        if scores.shape != (0,):
+            advise(
+                f"{self.label} returned the shape {tuple(scores.shape)} for no images, not (0,). "
+                f"Return images.new_zeros(0) where a model cannot be asked."
+            )
+
+    def test_batch_of_one(self) -> None:
+        scores = self.score(images()[:1], self.prompts()[:1], "one image")
+        if scores.shape != (1,):
+            advise(
+                f"{self.label} returned the shape {tuple(scores.shape)} for one image, not (1,). A "
+                f"bare squeeze() drops the batch too: name the dimension, as in squeeze(1)."
+            )
+
+    def test_odd_image_sizes(self) -> None:
+        for height, width in ODD_SIZES:
+            what = f"images of {height} x {width} pixels"
+            scores = self.score(images(height, width), self.prompts(), what)
+            if scores.shape != (len(TEXTS),) or not scores.isfinite().all():
+                advise(
+                    f"{self.label} returned {scores.tolist()} for {what}. Images come in the "
+                    f"model's size: resize them to what the reward wants, or pad."
+                )
+
+    def test_unusual_prompts(self) -> None:
+        for what, text in UNUSUAL_TEXTS.items():
+            prompt = Prompt(text, self.metadata)
+            scores = self.score(images()[:1], [prompt], f"a prompt of {what}")
+            if scores.shape != (1,) or not scores.isfinite().all():
+                advise(
+                    f"{self.label} returned {scores.tolist()} for a prompt of {what}. Tell the "
+                    f"tokenizer truncation=True, and read files as UTF-8."
+                )
+
+    def test_inputs_are_not_modified(self) -> None:
+        given, prompts = images(), list(self.prompts())
+        before = given.clone(), copy.deepcopy(prompts)
+        self.score(given, prompts, "a batch")
+        if not torch.equal(given, before[0]):
+            advise(
+                f"{self.label} changed the images that it was given; the next reward would see "
+                f"them so. Avoid operations in place (mul_, clamp_, images[:] = ...), or clone."
+            )
+        if prompts != before[1]:
+            advise(
+                f"{self.label} changed the prompts (or their metadata) that it was given. Copy "
+                f"them before you change anything."
+            )
+
+    def prompts(self) -> list[Prompt]:
+        """As many different prompts as there are test images."""
+        return [Prompt(text, dict(self.metadata)) for text in TEXTS]
+
+    def score(self, batch: Tensor, prompts: Sequence[Prompt], what: str) -> Tensor:
+        """The scores of a batch, float32; `what` it is goes into the message of a failure."""
+        return _checked(self._raw(batch, prompts, what))
+
+    def _raw(self, batch: Tensor, prompts: Sequence[Prompt], what: str) -> Any:
+        cls = type(self)
+        if cls not in self._built:
+            self._built[cls] = ready(self.build())
+        try:
+            with torch.no_grad():
+                return self._built[cls](batch, prompts)
+        except (Exception, SystemExit) as error:
+            advise(
+                f"{self.label} raised {type(error).__name__} for {what}: {error}. A run would stop "
+                f"here: return a score for every image and prompt that can come."
+            )
+
+    def _near(self, found: Tensor, due: Tensor, scores: Tensor) -> bool:
+        spread = float(scores.max() - scores.min())
+        allowed = self.tolerance * spread + 1e-5 * float(scores.abs().max())
+        return float((found - due).abs().max()) <= allowed
+
+
+def _checked(scores: Any) -> Tensor:
+    if not isinstance(scores, Tensor):
+        advise(f"a reward returned {type(scores).__name__}, not a tensor of shape (B,).")
+    return scores.float()
+
+
+def ready(reward: Reward) -> Reward:
+    """A reward as the engine uses it: a module is frozen and in eval mode."""
+    return reward.requires_grad_(False).eval() if isinstance(reward, nn.Module) else reward
+
+
+def images(height: int = SIDE, width: int = SIDE) -> Tensor:
+    """Six unlike images, float32 (6, 3, height, width) in [0, 1]."""
+    source = torch.Generator().manual_seed(0)
+    noise = torch.rand(3, height, width, generator=source)
+    across = torch.linspace(0, 1, width).expand(3, height, width)
+    down = torch.linspace(0, 1, height)[:, None].expand(3, height, width)
+    red = torch.zeros(3, height, width)
+    red[0] = 1
+    return torch.stack([noise, across, down, red, across * noise, 1 - red])
+
+
+def plain_images() -> dict[str, Tensor]:
+    """Single images, (1, 3, 32, 32), on which norms and deviations are zero."""
+    blank = torch.ones(1, 3, SIDE, SIDE)
+    return {
+        "a black image": 0 * blank,
+        "a white image": blank,
+        "a grey image": 0.5 * blank,
+        "an image of noise": images()[:1],
+    }
