@@ -47,6 +47,8 @@ def _ask(item: WeightedReward, images: Tensor, prompts: Sequence[Prompt]) -> Ten
         values = item.reward(images, prompts)
     except torch.OutOfMemoryError:
         raise
+    except PluginError as error:  # it says itself what happened
+        raise PluginError(f"reward '{item.label}': {error}") from error
     except (Exception, SystemExit) as error:
         raise PluginError(
             f"reward '{item.label}' raised {type(error).__name__}: {error}"
