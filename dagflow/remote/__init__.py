@@ -48,7 +48,7 @@ def isolated(
 
     Raises UserError if there is no such environment, it has no dagflow, or no such reward.
     """
-    from dagflow.remote.isolated import IsolatedReward
+    from dagflow.remote.environment import IsolatedReward
 
     return IsolatedReward(target, options, start_timeout, read_timeout, restarts)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import sysconfig
 import textwrap
 import threading
 import time
@@ -84,8 +83,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(folder, with_pip=False)
     [packages] = folder.glob("lib/python*/site-packages")
     put_probes(packages)
-    standard = sysconfig.get_path("stdlib")
-    shared = [path for path in sys.path if "site-packages" in path and path != standard]
+    shared = [path for path in sys.path if "site-packages" in path]
     (packages / "shared.pth").write_text("\n".join([str(ROOT), *shared]))
     return folder
 
