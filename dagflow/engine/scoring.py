@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from dagflow.errors import PluginError
-from dagflow.policies.stable_diffusion import StableDiffusionPolicy
 from dagflow.types import Potential, Prompt, Reward, Trajectories
+
+if TYPE_CHECKING:  # a server of rewards has no diffusers
+    from dagflow.policies.stable_diffusion import StableDiffusionPolicy
 
 
 @dataclass(frozen=True)

@@ -21,20 +21,31 @@ from dagflow.remote.worker import Worker
 
 HEADER_TIMEOUT = 10.0  # seconds for a request's headers to arrive
 KEEP_ALIVE = 15  # seconds that an idle connection stays open
-MAX_CONNECTIONS = 256  # more get a 503
-TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+MAX_CONNECTIONS = 256  # more are turned away
+LINGER = 1.0  # seconds until a connection that was turned away is closed, so that it hears why
+ANSWER = "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
-class TimedProtocol(H11Protocol):
-    """uvicorn waits for headers as long as it takes; this gives them HEADER_TIMEOUT seconds."""
+class BoundedProtocol(H11Protocol):
+    """uvicorn's, with two bounds that it lacks: headers must arrive within HEADER_TIMEOUT, and a
+    connection above MAX_CONNECTIONS is turned away without harm to those before it."""
 
     _header_timer: asyncio.TimerHandle | None = None
+    _turned_away = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._start_timer()
+        if len(self.connections) > MAX_CONNECTIONS:
+            self.connections.discard(self)
+            self._turned_away = True
+            self._answer("503 Service Unavailable")
+            self.loop.call_later(LINGER, transport.close)
+        else:
+            self._start_timer()
 
     def data_received(self, data: bytes) -> None:
+        if self._turned_away:
+            return
         super().data_received(data)
         if self.cycle is None or self.cycle.response_complete:  # headers are still to come
             self._start_timer()
@@ -56,8 +67,11 @@ class TimedProtocol(H11Protocol):
 
     def _give_up(self) -> None:
         if not self.transport.is_closing():
-            self.transport.write(TIMED_OUT)
+            self._answer("408 Request Timeout")
             self.transport.close()
+
+    def _answer(self, status: str) -> None:
+        self.transport.write(ANSWER.format(status=status).encode())
 
 
 def is_loopback(host: str) -> bool:
@@ -104,14 +118,13 @@ def _settings(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="asyncio",
-        http=TimedProtocol,
+        http=BoundedProtocol,
         ws="none",
         lifespan="off",
         access_log=False,
         log_level="warning",
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=MAX_CONNECTIONS,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=5,
     )
