@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ logger = logging.getLogger("dagflow.remote")
 
 TOKEN_VARIABLE = "DAGFLOW_TOKEN"
 MAX_BACKOFF = 30.0  # seconds
+PIECE = 2**18  # bytes
 
 
 class Unreachable(Exception):
@@ -140,7 +141,12 @@ class RemoteReward:
 
     def _ask(self, method: str, path: str, payload: bytes = b"") -> bytes:
         try:
-            answer = self._http.request(method, self._url + path, content=payload)
+            answer = self._http.request(
+                method,
+                self._url + path,
+                content=pieces(payload),
+                headers={"content-length": str(len(payload))},
+            )
         except httpx2.TransportError as error:
             reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             raise Unreachable(f"no answer from the server at {self._url} ({reason})") from error
@@ -150,6 +156,12 @@ class RemoteReward:
         if answer.status_code != 200:
             raise _failure(self._url, answer.status_code, answer.content)
         return answer.content
+
+
+def pieces(payload: bytes) -> Iterator[bytes]:
+    """A body as parts: the client copies what is left of a part each time that it sends some."""
+    for start in range(0, len(payload), PIECE):
+        yield payload[start : start + PIECE]
 
 
 def checked_url(url: str) -> str:

@@ -140,7 +140,9 @@ def test_an_environment_without_dagflow_is_told_what_to_install(make, tmp_path: 
 
 
 def test_a_reward_that_fails_to_load_leaves_its_last_words(make, environment: Path) -> None:
-    with pytest.raises(PluginError, match=r"(?s)does not start \(exit code 1\).*negative dimension"):
+    with pytest.raises(
+        PluginError, match=r"(?s)does not start \(exit code 1\).*negative dimension"
+    ):
         make(f"network@{environment}", width=-1)
 
 

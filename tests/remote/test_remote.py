@@ -180,7 +180,7 @@ def test_another_reward_at_the_same_address_is_noticed(serve) -> None:
 def test_a_token_is_asked_for(serve, tmp_path, monkeypatch) -> None:
     url = serve(brightness, token="secret")
     for wrong in ("", "secre", "secret2"):
-        with pytest.raises(UserError, match="401 token.*missing or wrong"):
+        with pytest.raises(UserError, match=r"401 token.*missing or wrong"):
             RemoteReward(url, wrong, QUICK)
     file = tmp_path / "token"
     file.write_text("secret\n")
