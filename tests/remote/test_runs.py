@@ -87,10 +87,6 @@ def test_a_run_outlives_its_server(dagflow, serve, tmp_path: Path, port: int) ->
     assert "What was done before is saved: dagflow train --resume run goes on." in errors
     assert "Traceback" not in errors
 
-    done = dagflow("train", "--resume", "run")
-    assert done.returncode == 2
-    assert "Start one with `dagflow serve NAME`" in done.stderr
-
     serve()
     done = dagflow("train", "--resume", "run")
     assert done.returncode == 0, done.stderr
@@ -119,8 +115,6 @@ def test_an_isolated_reward_trains_and_leaves_its_log_in_the_run(
         (["serve", "jpeg-compressibility", "-s", "quality=300"], "JPEG quality goes from 1 to 95"),
         (["serve", "jpeg-compressibility", "--token-file", "none"], "'none' cannot be read"),
         (["serve", "jpeg-compressibility", "--host", "256.1.1.1"], "cannot listen on 256.1.1.1"),
-        (["train", "--reward", "isolated:jpeg-compressibility@none"], "is no virtual environment"),
-        (["train", "--reward", "remote:8000"], "not of the form http://HOST:PORT"),
         (["train", "--reward", "remot:http://x"], "Did you mean 'remote'?"),
     ],
 )
