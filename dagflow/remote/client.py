@@ -110,7 +110,7 @@ class RemoteReward:
         try:
             content = self._persist(lambda: self._ask("POST", "/score", payload), stop)
         except Unreachable as error:
-            raise PluginError(f"{error}; gave up after {self._patience.retries} retries") from error
+            raise PluginError(f"{error}; gave up (retries = {self._patience.retries})") from error
         scores, serves = wire.decode_scores(content, len(images))
         if serves != self._offer.serves:
             raise PluginError(

@@ -159,7 +159,7 @@ def test_a_server_that_is_gone_is_asked_again_a_few_times(serve, monkeypatch, ca
 
     with monkeypatch.context() as patch:
         patch.setattr(remote._http, "request", away)
-        with pytest.raises(PluginError, match=r"no answer from .*refused.*gave up after 3 retries"):
+        with pytest.raises(PluginError, match=r"no answer from .*refused.*gave up \(retries = 3\)"):
             remote(images(), PROMPTS)
     waits = [record.message.rpartition("again in ")[2] for record in caplog.records]
     assert waits == ["0.05 s", "0.1 s", "0.2 s"]
@@ -186,6 +186,8 @@ def test_a_token_is_asked_for(serve, tmp_path, monkeypatch) -> None:
     file.write_text("secret\n")
     make = load_plugins().maker("reward", "remote", {"url": url, "token_file": str(file)})
     assert len(make()(images(), PROMPTS)) == 40
+    with pytest.raises(UserError, match="'none' cannot be read"):
+        client.read_token("none")
     monkeypatch.setenv("DAGFLOW_TOKEN", "secret")
     load_plugins().maker("reward", "remote", {"url": url})()
 

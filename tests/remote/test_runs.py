@@ -83,7 +83,7 @@ def test_a_run_outlives_its_server(dagflow, serve, tmp_path: Path, port: int) ->
     assert trainer.returncode == 1, errors
     assert "trying again in 0.1 s" in errors
     assert f"reward '{label}': no answer from the server at http://127.0.0.1:{port}" in errors
-    assert "gave up after 1 retries" in errors
+    assert "gave up (retries = 1)" in errors
     assert "What was done before is saved: dagflow train --resume run goes on." in errors
     assert "Traceback" not in errors
 
@@ -113,7 +113,6 @@ def test_an_isolated_reward_trains_and_leaves_its_log_in_the_run(
         (["serve", "jpeg"], "no reward called 'jpeg'"),
         (["serve", "jpeg-compressibility", "-s", "qualty=3"], "Did you mean 'quality'?"),
         (["serve", "jpeg-compressibility", "-s", "quality=300"], "JPEG quality goes from 1 to 95"),
-        (["serve", "jpeg-compressibility", "--token-file", "none"], "'none' cannot be read"),
         (["serve", "jpeg-compressibility", "--host", "256.1.1.1"], "cannot listen on 256.1.1.1"),
         (["train", "--reward", "remot:http://x"], "Did you mean 'remote'?"),
     ],
