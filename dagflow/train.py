@@ -177,6 +177,7 @@ def write_config(config: Config, folder: Path) -> None:
 
 def _train(run: Run, position: Position, rollout_lora: dict[str, Tensor]) -> Outcome:
     config = run.config
+    _open_logs(run)
     metrics = JsonLines(run.folder / "metrics.jsonl", position.metrics_bytes)
     timings = JsonLines(run.folder / "timings.jsonl", position.timings_bytes)
 
@@ -233,6 +234,14 @@ def _train(run: Run, position: Position, rollout_lora: dict[str, Tensor]) -> Out
         save()
         raise
     return Outcome(save(), _evaluate(run))
+
+
+def _open_logs(run: Run) -> None:
+    """Show rewards that keep a log (those with `open_log`) where the run keeps its files."""
+    for item in run.rewards:
+        open_log = getattr(item.reward, "open_log", None)
+        if callable(open_log):
+            open_log(run.folder)
 
 
 def _collect(

@@ -84,7 +84,8 @@ class Reward(Protocol):
     """Any callable that scores images; higher is better.
 
     images: float32 (B, 3, height, width) in [0, 1]; prompts: B of them. Returns (B,), finite.
-    An `nn.Module` is moved to the device, frozen and put in eval mode by the engine.
+    An `nn.Module` is moved to the device, frozen and put in eval mode by the engine. One with a
+    method `open_log(folder: Path)` is told the run's directory when the run begins.
     """
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor: ...

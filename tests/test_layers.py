@@ -42,7 +42,7 @@ def test_imports_point_left_only(file: Path) -> None:
         assert not {other for other in others if ORDER.index(other) > ORDER.index(own)}
 
 
-@pytest.mark.parametrize("folder", ["objectives", "prompt_sources", "../dagflow_rewards"])
+@pytest.mark.parametrize("folder", ["objectives", "prompt_sources", "remote", "../dagflow_rewards"])
 def test_plugins_import_the_public_api_and_themselves_only(folder: str) -> None:
     for file in (ROOT / folder).rglob("*.py"):
         inside = {layer(module) for module in imports(file)} & {*ORDER, "engine", "config"}
@@ -50,12 +50,26 @@ def test_plugins_import_the_public_api_and_themselves_only(folder: str) -> None:
 
 
 def test_the_core_imports_no_plugin() -> None:
+    plugins = {"objectives", "prompt_sources", "remote"}
     for file in ROOT.rglob("*.py"):
-        if file.relative_to(ROOT).parts[0] in ("objectives", "prompt_sources"):
+        if file.relative_to(ROOT).parts[0] in plugins:
             continue
         names = imports(file)
         assert not {n for n in names if n.startswith("dagflow_rewards")}, file
-        assert not {layer(n) for n in names} & {"objectives", "prompt_sources"}, file
+        server = {"remote"} if file == ROOT / "cli" / "serve.py" else set()
+        assert not {layer(n) for n in names} & plugins - server, file
+
+
+def test_a_server_imports_nothing_of_diffusion() -> None:
+    """So that it runs beside whatever versions a reward needs."""
+    modules = ["cli.serve", "engine.scoring", "policies.loading", "remote.listen", "remote.server"]
+    program = "".join(f"import dagflow.{module}\n" for module in modules)
+    heavy = "{'diffusers', 'transformers', 'peft', 'accelerate'}"
+    program += f"import sys; print({heavy} & {{*sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "set()\n", done.stderr
 
 
 def test_a_run_does_without_the_kit_and_the_scaffold() -> None:
@@ -89,6 +103,7 @@ def test_stages_import_no_other_stage(stage: str) -> None:
                 "'list-plugins'",
                 "'recipes'",
                 "'train --help'",
+                "'serve --help'",
                 "'new-plugin a-name --help'",
             )
         ),
@@ -97,7 +112,8 @@ def test_stages_import_no_other_stage(stage: str) -> None:
 def test_no_torch_is_imported(statement: str) -> None:
     program = (
         "import atexit, sys\n"
-        "heavy = ('torch', 'diffusers', 'transformers', 'numpy')\n"
+        "heavy = ('torch', 'diffusers', 'transformers', 'numpy', 'starlette', 'uvicorn')\n"
+        "heavy += ('httpx2', 'safetensors')\n"
         "atexit.register(lambda: print('HEAVY', [m for m in heavy if m in sys.modules]))\n"
         f"{statement}"
     )

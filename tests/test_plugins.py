@@ -82,7 +82,9 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_own_plugins_are_found_and_none_is_broken() -> None:
     registry = load_plugins()
     assert not registry.broken
-    assert registry.names("reward") == ["jpeg-compressibility", "jpeg-incompressibility"]
+    assert registry.names("reward") == [
+        *("isolated", "jpeg-compressibility", "jpeg-incompressibility", "remote")
+    ]
     assert registry.names("objective") == ["db", "kl"]
     assert registry.names("prompts") == ["animals", "file", "texts"]
     assert all(item.help for item in registry.provided)
@@ -169,7 +171,7 @@ def test_what_a_foreign_plugin_costs_is_known(install) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("zeero", {}, "there is no reward called 'zeero'. Did you mean 'zero'? Installed: jpeg-"),
+        ("zeero", {}, "there is no reward called 'zeero'. Did you mean 'zero'? Installed: isol"),
         ("zero", {"scala": 2}, "reward 'zero' has no option 'scala'. Did you mean 'scale'?"),
         ("zero", {"wight": 2}, "reward 'zero' has no option 'wight'. Did you mean 'weight'?"),
         ("zero", {"scale": "big"}, "option 'scale': 'big' will not do"),

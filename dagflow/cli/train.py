@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dagflow import RunError, UserError, config
-from dagflow.cli import names
+from dagflow.cli import names, rewards
 from dagflow.cli.console import err, out
 from dagflow.plugins import Registry, load_plugins
 
@@ -38,8 +38,9 @@ def train(
     reward: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME[=WEIGHT]",
-            help="Reward; may be repeated, the weighted sum counts. Replaces the recipe's rewards.",
+            metavar="NAME[:ARGUMENT][=WEIGHT]",
+            help="Reward, such as jpeg-compressibility or remote:URL; may be repeated, the "
+            "weighted sum counts. Replaces the recipe's rewards.",
             autocompletion=names.rewards,
         ),
     ] = None,
@@ -97,7 +98,7 @@ def train(
         return
     tree = config.read_recipe(recipe or config.DEFAULT_RECIPE)
     if reward:
-        tree["rewards"] = dict(_reward_table(text) for text in reward)
+        tree["rewards"] = rewards.tables(reward, registry)
     if objective:
         _use(tree, "objective", objective, registry.find("objective", objective).options)
     if prompts:
@@ -155,16 +156,6 @@ def _resumed(folder: Path, settings: list[str]) -> config.Config:
     anneal = min(1.0, before.objective.anneal * before.epochs / after.epochs)
     objective = before.objective.model_copy(update={"anneal": anneal})
     return after.model_copy(update={"objective": objective})
-
-
-def _reward_table(text: str) -> tuple[str, dict[str, Any]]:
-    name, equals, weight = text.partition("=")
-    if not equals:
-        return name, {}
-    try:
-        return name, {"weight": float(weight)}
-    except ValueError:
-        raise UserError(f"--reward {text}: the weight '{weight}' is not a number.") from None
 
 
 def _use(tree: dict[str, Any], table: str, name: str, options: Iterable[str]) -> None:

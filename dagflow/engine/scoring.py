@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from dagflow.errors import PluginError
-from dagflow.policies.stable_diffusion import StableDiffusionPolicy
 from dagflow.types import Potential, Prompt, Reward, Trajectories
+
+if TYPE_CHECKING:  # a server of rewards has no diffusers
+    from dagflow.policies.stable_diffusion import StableDiffusionPolicy
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ def _ask(item: WeightedReward, images: Tensor, prompts: Sequence[Prompt]) -> Ten
         values = item.reward(images, prompts)
     except torch.OutOfMemoryError:
         raise
+    except PluginError as error:  # it says itself what happened
+        raise PluginError(f"reward '{item.label}': {error}") from error
     except (Exception, SystemExit) as error:
         raise PluginError(
             f"reward '{item.label}' raised {type(error).__name__}: {error}"

@@ -182,7 +182,7 @@ def test_recipes_are_listed(dagflow) -> None:
 
 def test_version_and_help(dagflow) -> None:
     assert dagflow("--version").stdout.startswith("dagflow ")
-    for command in ("train", "sample", "list-plugins", "recipes"):
+    for command in ("train", "sample", "serve", "list-plugins", "recipes"):
         done = dagflow(command, "--help")
         assert done.returncode == 0
         assert "Usage: dagflow" in done.stdout

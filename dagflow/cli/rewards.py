@@ -1,0 +1,69 @@
+"""`NAME[:ARGUMENT][=WEIGHT]`, a reward as it is written on the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from dagflow import UserError
+from dagflow.plugins import Registry
+
+
+def tables(texts: Iterable[str], registry: Registry) -> dict[str, dict[str, Any]]:
+    """The table of each reward under its label.
+
+    ARGUMENT is the value of the reward's first option, as the URL in `remote:URL`; the label is
+    then made from both. Raises UserError for a weight that is no number, and for an argument of a
+    reward without options.
+    """
+    result: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        name, argument, weight = _parts(text)
+        table: dict[str, Any] = {} if weight is None else {"weight": weight}
+        label = name
+        if argument is not None:
+            label = _free(_label(name, argument), result)
+            table = {"name": name, _first_option(name, registry): argument, **table}
+        result[label] = table
+    return result
+
+
+def _parts(text: str) -> tuple[str, str | None, float | None]:
+    """Name, argument and weight. In an argument, `=` begins a weight only before a number."""
+    name, colon, rest = text.partition(":")
+    if not colon:
+        name, equals, number = text.partition("=")
+        return name, None, _number(text, number) if equals else None
+    argument, equals, number = rest.rpartition("=")
+    if equals and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", number, re.IGNORECASE):
+        return name, argument, _number(text, number)
+    return name, rest, None
+
+
+def _number(text: str, number: str) -> float:
+    try:
+        return float(number)
+    except ValueError:
+        raise UserError(f"--reward {text}: the weight '{number}' is not a number.") from None
+
+
+def _first_option(name: str, registry: Registry) -> str:
+    options = list(registry.find("reward", name).options)
+    if not options:
+        raise UserError(f"reward '{name}' has no options: nothing may follow '{name}:'.")
+    return options[0]
+
+
+def _label(name: str, argument: str) -> str:
+    """Readable, and fit for a key in TOML, a path in `-s` and a name of a folder."""
+    what = re.sub(r"^\w+://", "", argument).partition("@")[0]
+    return f"{name}-" + re.sub(r"\W+", "-", what, flags=re.ASCII).strip("-")
+
+
+def _free(label: str, taken: Iterable[str]) -> str:
+    number, free = 2, label
+    while free in taken:
+        free = f"{label}-{number}"
+        number += 1
+    return free

@@ -1,0 +1,58 @@
+"""The built-in rewards that live elsewhere: on a server, or in an environment of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dagflow import Reward, RewardFactory, hookimpl
+
+
+def remote(
+    url: str,
+    *,
+    token_file: str = "",
+    connect_timeout: float = 5.0,
+    read_timeout: float = 120.0,
+    retries: int = 6,
+    backoff: float = 1.0,
+    in_flight: int = 4,
+    batch: int = 0,
+) -> Reward:
+    """A reward that `dagflow serve` offers at a URL; `remote:URL` for short.
+
+    Timeouts and `backoff` are seconds; the wait before retry k is backoff * 2^k, at most 30.
+    `batch` is the images of one request, 0 for as many as the server takes; up to `in_flight`
+    requests travel together. The token is the content of `token_file`, or DAGFLOW_TOKEN.
+
+    Raises UserError if no server answers, or one that refuses the token or speaks otherwise.
+    """
+    from dagflow.remote.client import Patience, RemoteReward, read_token
+
+    patience = Patience(connect_timeout, read_timeout, retries, backoff)
+    return RemoteReward(url, read_token(token_file), patience, in_flight, batch)
+
+
+def isolated(
+    target: str,
+    *,
+    start_timeout: float = 600.0,
+    read_timeout: float = 600.0,
+    restarts: int = 2,
+    **options: Any,
+) -> Reward:
+    """A reward in another virtual environment; `isolated:NAME@VENV` for short.
+
+    Starts `VENV/bin/python -m dagflow serve NAME`, and again after a crash, `restarts` times at
+    most. All other options are the reward's own. Timeouts are seconds.
+
+    Raises UserError if there is no such environment, it has no dagflow, or no such reward.
+    """
+    from dagflow.remote.environment import IsolatedReward
+
+    return IsolatedReward(target, options, start_timeout, read_timeout, restarts)
+
+
+@hookimpl
+def dagflow_register_rewards() -> Mapping[str, RewardFactory]:
+    return {"remote": remote, "isolated": isolated}

@@ -1,0 +1,237 @@
+"""A reward on a server, as the trainer sees it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import torch
+from torch import Tensor
+
+from dagflow import PluginError, Prompt, UserError, __version__
+from dagflow.remote import wire
+
+logger = logging.getLogger("dagflow.remote")
+
+TOKEN_VARIABLE = "DAGFLOW_TOKEN"
+MAX_BACKOFF = 30.0  # seconds
+PIECE = 2**18  # bytes
+
+
+class Unreachable(Exception):
+    """No server there, or one that is busy or still loading: worth another attempt."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for a server; seconds but for `retries`."""
+
+    connect_timeout: float
+    read_timeout: float
+    retries: int
+    backoff: float
+
+    @property
+    def delays(self) -> list[float]:
+        """The waits between attempts: doubling, and the same in every run."""
+        return [min(self.backoff * 2**k, MAX_BACKOFF) for k in range(self.retries)]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a server said of itself."""
+
+    serves: str
+    max_images: int
+    max_bytes: int
+
+
+class RemoteReward:
+    """Scores images by asking a server; gives what the reward itself would give, bit for bit.
+
+    A batch is one request if it fits the server's limits, else several, `in_flight` at a time.
+    After a failure that another attempt may mend, `moved` is asked for the server's URL.
+
+    Raises UserError if there is no usable server at the URL.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        patience: Patience,
+        in_flight: int = 4,
+        batch: int = 0,
+        moved: Callable[[], str] | None = None,
+    ) -> None:
+        if in_flight < 1 or batch < 0 or patience.retries < 0:
+            raise UserError("in_flight is at least 1, batch and retries at least 0.")
+        self._url = checked_url(url)
+        self._moved = moved or (lambda: self._url)
+        self._patience, self._in_flight, self._batch = patience, in_flight, batch
+        self._http = _client(token, patience, in_flight)
+        self._offer = self._handshake()
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """Scores, float32 (B,), on the device of the images, float32 (B, 3, height, width).
+
+        Raises PluginError if the server refuses, its reward raises, or it stays away.
+        """
+        there = images.detach().to("cpu")
+        size = self._chunk_size(there)
+        chunks = [slice(k, k + size) for k in range(0, max(len(there), 1), size)]
+        stop = threading.Event()
+        if len(chunks) == 1:
+            return self._score(there, prompts, stop).to(images.device)
+        with ThreadPoolExecutor(self._in_flight) as pool:
+            parts = [pool.submit(self._score, there[c], prompts[c], stop) for c in chunks]
+            try:
+                return torch.cat([part.result() for part in parts]).to(images.device)
+            except BaseException:
+                stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _chunk_size(self, images: Tensor) -> int:
+        most = self._offer.max_bytes
+        room = most - min(most // 8, wire.MAX_HEADER_BYTES)  # some of it is for the prompts
+        by_bytes = max(1, room // wire.image_bytes(images))
+        return min(self._offer.max_images, by_bytes, self._batch or self._offer.max_images)
+
+    def _score(self, images: Tensor, prompts: Sequence[Prompt], stop: threading.Event) -> Tensor:
+        payload = wire.encode_request(images, prompts)
+        try:
+            content = self._persist(lambda: self._ask("POST", "/score", payload), stop)
+        except Unreachable as error:
+            raise PluginError(f"{error}; gave up (retries = {self._patience.retries})") from error
+        scores, serves = wire.decode_scores(content, len(images))
+        if serves != self._offer.serves:
+            raise PluginError(
+                f"the server at {self._url} now serves {serves}; it was {self._offer.serves}"
+            )
+        return scores
+
+    def _handshake(self) -> Offer:
+        try:
+            content = self._persist(lambda: self._ask("GET", "/ready"), threading.Event())
+        except Unreachable as error:
+            raise UserError(f"{error}. Start one with `dagflow serve NAME`.") from error
+        except PluginError as error:
+            raise UserError(f"{error}.") from error
+        return read_offer(content, self._url)
+
+    def _persist(self, ask: Callable[[], bytes], stop: threading.Event) -> bytes:
+        """Ask until there is an answer. Raises Unreachable after the last attempt."""
+        for delay in self._patience.delays:
+            try:
+                return ask()
+            except Unreachable as error:
+                logger.warning("%s; trying again in %g s", error, delay)
+            if stop.wait(delay):
+                raise Unreachable("another request has failed")
+            self._url = self._moved()
+        return ask()
+
+    def _ask(self, method: str, path: str, payload: bytes = b"") -> bytes:
+        try:
+            answer = self._http.request(
+                method,
+                self._url + path,
+                content=pieces(payload),
+                headers={"content-length": str(len(payload))},
+            )
+        except httpx2.TransportError as error:
+            reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            raise Unreachable(f"no answer from the server at {self._url} ({reason})") from error
+        if answer.status_code == 503:
+            _, message = error_of(answer.status_code, answer.content)
+            raise Unreachable(f"the server at {self._url} is not ready: {message}")
+        if answer.status_code != 200:
+            raise _failure(self._url, answer.status_code, answer.content)
+        return answer.content
+
+
+def pieces(payload: bytes) -> Iterator[bytes]:
+    """A body as parts: the client copies what is left of a part each time that it sends some."""
+    for start in range(0, len(payload), PIECE):
+        yield payload[start : start + PIECE]
+
+
+def checked_url(url: str) -> str:
+    """The URL without a final slash. Raises UserError unless it is http(s)://host[:port][/path]."""
+    try:
+        parts = httpx2.URL(url)
+        good = parts.scheme in ("http", "https") and parts.host and not parts.userinfo
+    except httpx2.InvalidURL:
+        good = False
+    if not good or "?" in url or "#" in url:
+        raise UserError(f"'{url}' is not of the form http://HOST:PORT.")
+    return url.rstrip("/")
+
+
+def read_token(file: str) -> str:
+    """The content of the file, else of DAGFLOW_TOKEN; empty if there is neither.
+
+    Raises UserError if the file cannot be read or the token is not printable ASCII.
+    """
+    try:
+        token = Path(file).read_text(encoding="utf-8") if file else os.environ.get(TOKEN_VARIABLE)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the token file '{file}' cannot be read: {error}") from error
+    token = (token or "").strip()
+    if not (token.isascii() and token.isprintable()) or " " in token or (file and not token):
+        raise UserError("a token is printable ASCII without spaces, and not empty.")
+    return token
+
+
+def read_offer(content: bytes, url: str) -> Offer:
+    """What a server's /ready says. Raises UserError if it is none of ours, or of another age."""
+    try:
+        state = json.loads(content)
+        version, theirs = state["wire"], state["dagflow"]
+        offer = Offer(state["serves"], state["max_images"], state["max_bytes"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"what answers at {url} is not `dagflow serve`.") from None
+    if version != wire.WIRE_VERSION:
+        raise UserError(
+            f"the server at {url} (dagflow {theirs}) speaks wire version {version}, this dagflow "
+            f"({__version__}) version {wire.WIRE_VERSION}. Install the same dagflow on both sides."
+        )
+    return offer
+
+
+def error_of(status: int, content: bytes) -> tuple[str, str]:
+    """Kind and message of a refusal, also of one that no server of ours wrote."""
+    try:
+        error = json.loads(content)["error"]
+        return str(error["kind"]), str(error["message"])
+    except (ValueError, KeyError, TypeError):
+        text = content[:200].decode("utf-8", "replace").strip()
+        return "unknown", f"HTTP {status} {text}".strip()
+
+
+def _failure(url: str, status: int, content: bytes) -> PluginError:
+    kind, message = error_of(status, content)
+    if kind == "reward":
+        return PluginError(f"on the server at {url}, the reward {message}")
+    return PluginError(f"the server at {url} refused ({status} {kind}): {message}")
+
+
+def _client(token: str, patience: Patience, in_flight: int) -> httpx2.Client:
+    """Goes straight to the server: proxies of the environment are for other traffic."""
+    headers = {wire.WIRE_HEADER: str(wire.WIRE_VERSION), "content-type": wire.CONTENT_TYPE}
+    if token:
+        headers["authorization"] = f"Bearer {token}"
+    return httpx2.Client(
+        headers=headers,
+        timeout=httpx2.Timeout(patience.read_timeout, connect=patience.connect_timeout),
+        limits=httpx2.Limits(max_connections=in_flight, keepalive_expiry=10.0),
+        trust_env=False,
+    )

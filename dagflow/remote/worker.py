@@ -1,0 +1,90 @@
+"""One thread that builds a reward and then calls it, one call at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from queue import SimpleQueue
+
+import torch
+from torch import Tensor
+
+from dagflow import PluginError, Prompt, Reward
+
+Job = tuple[Tensor, Sequence[Prompt], "Future[Tensor]"]
+
+
+class Worker:
+    """Rewards are not asked to be thread-safe, so one thread makes and calls this one.
+
+    A daemon, unlike the threads of an executor: a reward that hangs does not keep the server from
+    stopping.
+    """
+
+    def __init__(self, make: Callable[[], Reward], device: torch.device) -> None:
+        self.loaded: Future[None] = Future()
+        self._make, self._device = make, device
+        self._jobs: SimpleQueue[Job] = SimpleQueue()
+
+    def start(self) -> None:
+        threading.Thread(target=self._work, name="reward", daemon=True).start()
+
+    @property
+    def ready(self) -> bool:
+        return self.loaded.done() and self.loaded.exception() is None
+
+    def submit(self, images: Tensor, prompts: Sequence[Prompt]) -> Future[Tensor]:
+        """The scores to come, float32 (B,) on the CPU; cancel it to leave the queue.
+
+        images: float32 (B, 3, height, width). It raises PluginError if the reward raises or
+        returns another shape.
+        """
+        future: Future[Tensor] = Future()
+        self._jobs.put((images, prompts, future))
+        return future
+
+    def _work(self) -> None:
+        try:
+            reward = self._make()
+        except BaseException as error:  # whoever waits for `loaded` must learn of anything
+            self.loaded.set_exception(error)
+            return
+        self.loaded.set_result(None)
+        while True:
+            self._serve(reward, *self._jobs.get())
+
+    def _serve(
+        self, reward: Reward, images: Tensor, prompts: Sequence[Prompt], future: Future[Tensor]
+    ) -> None:
+        """In a function of its own, so that no local name keeps the images until the next call."""
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(score(reward, images.to(self._device), prompts))
+        except BaseException as error:
+            future.set_exception(error)
+
+
+@torch.no_grad()
+def score(reward: Reward, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """What the reward says, float32 (B,) on the CPU.
+
+    Raises PluginError, naming the prompts, if it raises or returns another shape.
+    """
+    try:
+        values = reward(images, prompts)
+    except (Exception, SystemExit) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise PluginError(f"raised {reason} for {_name(prompts)}") from error
+    if not isinstance(values, Tensor) or values.shape != (len(images),):
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise PluginError(f"returned {got}; a tensor of shape ({len(images)},) is due")
+    return values.detach().to("cpu", torch.float32)
+
+
+def _name(prompts: Sequence[Prompt]) -> str:
+    if not prompts:
+        return "an empty batch"
+    first = f"the prompt '{prompts[0].text[:200]}'"
+    return first if len(prompts) == 1 else f"{len(prompts)} images, the first of them of {first}"
