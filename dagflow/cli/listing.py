@@ -78,10 +78,13 @@ def _print_costs(costs: Sequence[Cost]) -> None:
 
 
 def _options(item: Provided) -> dict[str, Any]:
-    return {
-        key: "required" if parameter.default is inspect.Parameter.empty else parameter.default
-        for key, parameter in item.options.items()
-    }
+    return {key: _default(parameter) for key, parameter in item.options.items()}
+
+
+def _default(parameter: inspect.Parameter) -> Any:
+    if parameter.kind is parameter.VAR_KEYWORD:
+        return "any others"
+    return "required" if parameter.default is parameter.empty else parameter.default
 
 
 def _record(item: Provided) -> dict[str, Any]:
