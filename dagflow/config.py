@@ -42,6 +42,8 @@ class RewardTable(OpenTable):
     """The reward's name; by default the label of the table."""
     weight: float = 1.0
     """The total reward is the weighted sum of all rewards."""
+    normalise_epochs: int = Field(0, ge=0)
+    """Standardise by the running mean and deviation of so many first epochs; 0: do not."""
 
 
 class ObjectiveTable(OpenTable):
@@ -126,6 +128,8 @@ class EvaluateTable(Table):
     """Images from held-out seeds, before and after training, paired by seed; 0 for none."""
     grid: int = Field(16, ge=0)
     """Pictures in each epoch's grid: the same prompts and noise every time; 0 for no grids."""
+    rewards: dict[str, RewardTable] = Field(default_factory=dict)
+    """[evaluate.rewards.LABEL] rewards that are measured and never trained on."""
 
 
 class Config(Table):

@@ -11,7 +11,7 @@ from torch import Tensor
 from dagflow.diffusion.noise import Stream, trajectory_noise
 from dagflow.diffusion.path import GaussianPath
 from dagflow.engine.rollout import ignore, rollout
-from dagflow.engine.scoring import WeightedReward, score
+from dagflow.engine.scoring import WeightedReward, raw_scores, total
 from dagflow.policies.stable_diffusion import StableDiffusionPolicy
 from dagflow.types import Prompt
 
@@ -23,8 +23,10 @@ class Comparison:
     prompts: tuple[Prompt, ...]  # N
     base_images: Tensor  # (N, 3, height, width)
     images: Tensor
-    base_rewards: Tensor  # (N,)
+    base_rewards: Tensor  # (N,), the weighted total
     rewards: Tensor
+    base_scores: dict[str, Tensor]  # (N,) by label, without weights; measured rewards too
+    scores: dict[str, Tensor]
 
     @property
     def change(self) -> float:
@@ -34,8 +36,12 @@ class Comparison:
     @property
     def standard_error(self) -> float:
         """Of the change, from the differences paired by seed; 0 for a single pair."""
-        differences = self.rewards - self.base_rewards
-        return float(differences.std() / len(differences) ** 0.5) if len(differences) > 1 else 0.0
+        return standard_error(self.rewards - self.base_rewards)
+
+
+def standard_error(differences: Tensor) -> float:
+    """Of the mean of (N,) differences; 0 for a single one."""
+    return float(differences.std() / len(differences) ** 0.5) if len(differences) > 1 else 0.0
 
 
 def sample(
@@ -70,22 +76,39 @@ def compare(
     path: GaussianPath,
     prompts: Sequence[Prompt],
     rewards: Sequence[WeightedReward],
+    measured: Sequence[WeightedReward],
     seed: int,
     batch_size: int,
     progress: Callable[[int], None] = ignore,
 ) -> Comparison:
-    """Base and trained model on the held-out noise of `seed`, an image for each prompt."""
+    """Base and trained model on the held-out noise of `seed`, an image for each prompt.
+
+    The total is that of `rewards`; `measured` rewards are scored beside them.
+    """
+    asked = [*rewards, *measured]
 
     def both() -> tuple[Tensor, Tensor]:
         images = sample(policy, path, prompts, seed, batch_size, progress=progress)
         parts = zip(images.split(batch_size), range(0, len(images), batch_size), strict=True)
         scores = [
-            score(rewards, part.to(policy.device), prompts[start : start + len(part)]).cpu()
+            raw_scores(asked, part.to(policy.device), prompts[start : start + len(part)]).cpu()
             for part, start in parts
         ]
-        return images, torch.cat(scores)
+        return images, torch.cat(scores, 1)
 
     with policy.base():
-        base_images, base_rewards = both()
-    images, values = both()
-    return Comparison(tuple(prompts), base_images, images, base_rewards, values)
+        base_images, base_raw = both()
+    images, raw = both()
+    return Comparison(
+        prompts=tuple(prompts),
+        base_images=base_images,
+        images=images,
+        base_rewards=total(rewards, base_raw[: len(rewards)]),
+        rewards=total(rewards, raw[: len(rewards)]),
+        base_scores=_by_label(asked, base_raw),
+        scores=_by_label(asked, raw),
+    )
+
+
+def _by_label(rewards: Sequence[WeightedReward], raw: Tensor) -> dict[str, Tensor]:
+    return {item.label: values for item, values in zip(rewards, raw, strict=True)}

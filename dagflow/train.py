@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 
 from dagflow import config as configuration
-from dagflow.config import Config, OpenTable
+from dagflow.config import Config, OpenTable, RewardTable
 from dagflow.diffusion.noise import Stream, trajectory_noise
 from dagflow.diffusion.path import GaussianPath
 from dagflow.engine import checkpoint as checkpoints
 from dagflow.engine import pictures
 from dagflow.engine.checkpoint import Position
 from dagflow.engine.metrics import JsonLines
+from dagflow.engine.normalise import learn, mean_and_deviation, normalised, summary
 from dagflow.engine.prompts import as_prompts, draw_prompts, heldout_prompts
 from dagflow.engine.rollout import concatenate, rollout, split
-from dagflow.engine.scoring import WeightedReward, place, potentials
+from dagflow.engine.scoring import WeightedReward, place, potentials, raw_scores, total
 from dagflow.engine.transitions import cut
 from dagflow.engine.update import (
     Learner,
@@ -68,6 +69,7 @@ class Run:
     learner: Learner
     path: GaussianPath
     rewards: tuple[WeightedReward, ...]
+    measured: tuple[WeightedReward, ...]  # and never trained on
     prompts: tuple[Prompt, ...]
     heldout: tuple[Prompt, ...]
     watcher: Watcher
@@ -99,10 +101,10 @@ def prepare(
     if not config.rewards:
         known = ", ".join(registry.names("reward"))
         raise UserError(f"a run needs a reward: --reward NAME. Installed: {known}.")
-    reward_makers = {
-        label: _maker(registry, "reward", table.name or label, table)
-        for label, table in config.rewards.items()
-    }
+    make_rewards = _reward_makers(config.rewards, registry)
+    make_measured = _reward_makers(config.evaluate.rewards, registry)
+    if twice := sorted(config.rewards.keys() & config.evaluate.rewards.keys()):
+        raise UserError(f"'{twice[0]}' is trained on; give the measured one another label.")
     make_objective = _maker(registry, "objective", config.objective.name, config.objective)
     source, prompts = _prompts(config, registry)
 
@@ -111,17 +113,40 @@ def prepare(
     policy = StableDiffusionPolicy(pipeline, device, config.rollout.guidance_scale)
     path = policy.path(config.rollout.num_inference_steps)
     policy.add_lora(config.lora, config.seed)
-    rewards = tuple(
-        WeightedReward(label, place(reward_makers[label](), device), table.weight)
-        for label, table in config.rewards.items()
-    )
+    rewards = _build(config.rewards, make_rewards, device)
+    measured = _build(config.evaluate.rewards, make_measured, device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         objective = make_objective(policy.spec)
     learner = make_learner(policy, objective, config.update, config.objective.log_density)
     heldout = heldout_prompts(config.prompts.name, source, prompts)
     folder = Path(config.output)
-    return Run(config, folder, learner, path, rewards, prompts, heldout, watcher, stop_asked)
+    return Run(
+        config, folder, learner, path, rewards, measured, prompts, heldout, watcher, stop_asked
+    )
+
+
+def _reward_makers(
+    tables: Mapping[str, RewardTable], registry: Registry
+) -> dict[str, Callable[[], Any]]:
+    return {
+        label: _maker(registry, "reward", table.name or label, table)
+        for label, table in tables.items()
+    }
+
+
+def _build(
+    tables: Mapping[str, RewardTable], makers: Mapping[str, Callable[[], Any]], device: torch.device
+) -> tuple[WeightedReward, ...]:
+    return tuple(
+        WeightedReward(
+            label,
+            place(makers[label](), device),
+            table.weight,
+            normalise_epochs=table.normalise_epochs,
+        )
+        for label, table in tables.items()
+    )
 
 
 def start(run: Run) -> Outcome:
@@ -191,10 +216,14 @@ def _train(run: Run, position: Position, rollout_lora: dict[str, Tensor]) -> Out
             clock = Clock()
             trajectories = _collect(run, epoch, position, rollout_lora)
             clock.lap("rollout")
-            values = _score(run, trajectories, epoch)
+            raw = _raw_scores(run, run.rewards, trajectories)
+            statistics = learn(run.rewards, position.statistics, raw, epoch)
+            rewards = normalised(run.rewards, statistics)
+            values = _score(run, rewards, trajectories, total(rewards, raw), epoch)
+            measured = _raw_scores(run, run.measured, trajectories)
             clock.lap("score")
             if position.update == 0:
-                for numbers in _warm_up(run, trajectories, values, position.warm_up):
+                for numbers in _warm_up(run, rewards, trajectories, values, position.warm_up):
                     position = replace(position, warm_up=position.warm_up + 1)
                     metrics.write({"warm_up": position.warm_up, **numbers})
                 clock.lap("warm_up")
@@ -204,7 +233,7 @@ def _train(run: Run, position: Position, rollout_lora: dict[str, Tensor]) -> Out
             for rows in windows[position.window :]:
                 _stop_if_asked(run)
                 beta = config.beta(position.update)
-                window = _window(run, trajectories, values, rows, beta)
+                window = _window(run, rewards, trajectories, values, rows, beta)
                 numbers = update(run.learner, window)
                 position = replace(position, window=position.window + 1, update=position.update + 1)
                 record = {"epoch": epoch + 1, "update": position.update, "beta": beta}
@@ -213,9 +242,16 @@ def _train(run: Run, position: Position, rollout_lora: dict[str, Tensor]) -> Out
                 run.watcher.advance(1)
             clock.lap("update")
 
-            position = replace(position, epoch=epoch + 1, window=0)
+            position = replace(position, epoch=epoch + 1, window=0, statistics=statistics)
             rollout_lora = run.policy.lora_state()
-            metrics.write({"epoch": epoch + 1, **_reward_summary(values[:, -1])})
+            metrics.write(
+                {
+                    "epoch": epoch + 1,
+                    **_reward_summary(values[:, -1]),
+                    **summary(rewards, raw, config.beta(position.update - 1)),
+                    **_measured_summary(run, measured),
+                }
+            )
             if config.evaluate.grid:
                 _draw_grid(run, epoch + 1)
                 clock.lap("grid")
@@ -233,12 +269,12 @@ def _train(run: Run, position: Position, rollout_lora: dict[str, Tensor]) -> Out
     except Exception:
         save()
         raise
-    return Outcome(save(), _evaluate(run))
+    return Outcome(save(), _evaluate(run, normalised(run.rewards, position.statistics)))
 
 
 def _open_logs(run: Run) -> None:
     """Show rewards that keep a log (those with `open_log`) where the run keeps its files."""
-    for item in run.rewards:
+    for item in (*run.rewards, *run.measured):
         open_log = getattr(item.reward, "open_log", None)
         if callable(open_log):
             open_log(run.folder)
@@ -274,21 +310,41 @@ def _collect(
     return concatenate(parts)
 
 
-def _score(run: Run, trajectories: Trajectories, epoch: int) -> Tensor:
-    """Rewards at every state (B, T+1); see `potentials`."""
+def _raw_scores(run: Run, rewards: Sequence[WeightedReward], trajectories: Trajectories) -> Tensor:
+    """What R rewards say of the epoch's images, (R, B)."""
+    raw = []
+    for part in split(trajectories, run.config.rollout.batch_size):
+        _stop_if_asked(run)
+        raw.append(raw_scores(rewards, part.images, part.prompts))
+    return torch.cat(raw, 1)
+
+
+def _score(
+    run: Run,
+    rewards: Sequence[WeightedReward],
+    trajectories: Trajectories,
+    final: Tensor,
+    epoch: int,
+) -> Tensor:
+    """Rewards at every state (B, T+1), of which `final` (B,) are known; see `potentials`."""
     kind = run.config.rollout.potential if run.learner.objective.needs.potentials else "none"
-    total = trajectories.log_pf.numel()
-    run.watcher.phase("score", total if kind == "rollout" else 0, epoch + 1)
-    parts = split(trajectories, run.config.rollout.batch_size)
+    states = trajectories.log_pf.numel()
+    run.watcher.phase("score", states if kind == "rollout" else 0, epoch + 1)
+    size = run.config.rollout.batch_size
+    parts = zip(split(trajectories, size), final.split(size), strict=True)
     values = torch.cat(
-        [potentials(run.policy, run.rewards, part, kind, _watching(run)) for part in parts]
+        [potentials(run.policy, rewards, *part, kind, _watching(run)) for part in parts]
     )
     run.watcher.show(_reward_summary(values[:, -1]))
     return values
 
 
 def _warm_up(
-    run: Run, trajectories: Trajectories, values: Tensor, done: int
+    run: Run,
+    rewards: Sequence[WeightedReward],
+    trajectories: Trajectories,
+    values: Tensor,
+    done: int,
 ) -> Iterator[dict[str, float]]:
     """Train the objective's own parameters alone, at the first beta above zero."""
     count = run.config.update.flow_warmup if run.learner.objective_parameters else 0
@@ -297,17 +353,23 @@ def _warm_up(
     run.watcher.phase("warm-up", count - done, 1)
     for k in range(done, count):
         _stop_if_asked(run)
-        window = _window(run, trajectories, values, windows[k % len(windows)], beta)
+        rows = windows[k % len(windows)]
+        window = _window(run, rewards, trajectories, values, rows, beta)
         yield warm_up(run.learner, window)
         run.watcher.advance(1)
 
 
 def _window(
-    run: Run, trajectories: Trajectories, values: Tensor, rows: Tensor, beta: float
+    run: Run,
+    rewards: Sequence[WeightedReward],
+    trajectories: Trajectories,
+    values: Tensor,
+    rows: Tensor,
+    beta: float,
 ) -> Window:
     window = Window(trajectories, values, run.path, rows, beta, run.config.objective.beta)
     if run.learner.objective.needs.potentials and run.config.rollout.potential == "current":
-        values = current_potentials(run.learner, window, run.rewards)
+        values = current_potentials(run.learner, window, rewards)
         window = replace(window, potentials=values)
     return window
 
@@ -324,7 +386,7 @@ def _draw_grid(run: Run, epoch: int) -> None:
     pictures.save(picture, run.folder / "samples" / f"epoch-{epoch:04d}.png")
 
 
-def _evaluate(run: Run) -> Comparison | None:
+def _evaluate(run: Run, rewards: Sequence[WeightedReward]) -> Comparison | None:
     """Base against trained on held-out seeds, and a picture of the first of them."""
     count = run.config.evaluate.images
     if not count:
@@ -335,7 +397,8 @@ def _evaluate(run: Run) -> Comparison | None:
         run.policy,
         run.path,
         prompts,
-        run.rewards,
+        rewards,
+        run.measured,
         run.config.seed,
         run.config.rollout.batch_size,
         _watching(run),
@@ -367,6 +430,13 @@ def _maker(registry: Registry, kind: Kind, name: str, table: OpenTable) -> Calla
 def _reward_summary(rewards: Tensor) -> dict[str, float]:
     spread = float(rewards.std()) if len(rewards) > 1 else 0.0
     return {"reward_mean": float(rewards.mean()), "reward_std": spread}
+
+
+def _measured_summary(run: Run, measured: Tensor) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for item, values in zip(run.measured, measured, strict=True):
+        numbers |= mean_and_deviation(f"eval_rewards.{item.label}", values)
+    return numbers
 
 
 def _watching(run: Run) -> Callable[[int], None]:

@@ -16,6 +16,8 @@ from dagflow.cli.console import err, out
 from dagflow.plugins import Registry, load_plugins
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dagflow.train import Outcome, Run
 
 INTERRUPTED = 130
@@ -41,6 +43,14 @@ def train(
             metavar="NAME[:ARGUMENT][=WEIGHT]",
             help="Reward, such as jpeg-compressibility or remote:URL; may be repeated, the "
             "weighted sum counts. Replaces the recipe's rewards.",
+            autocompletion=names.rewards,
+        ),
+    ] = None,
+    eval_reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A reward that is measured and never trained on; may be repeated.",
             autocompletion=names.rewards,
         ),
     ] = None,
@@ -91,7 +101,7 @@ def train(
     registry = load_plugins()
     settings = setting or []
     if resume is not None:
-        given = [recipe, reward, objective, prompts, prompt, model, output, seed]
+        given = [recipe, reward, eval_reward, objective, prompts, prompt, model, output, seed]
         if any(value is not None for value in given):
             raise UserError("--resume takes the run's own configuration; only -s goes with it.")
         _go(_resumed(resume, settings), registry, resume=True)
@@ -99,6 +109,9 @@ def train(
     tree = config.read_recipe(recipe or config.DEFAULT_RECIPE)
     if reward:
         tree["rewards"] = rewards.tables(reward, registry)
+    if eval_reward:
+        measured = rewards.tables(eval_reward, registry)
+        tree["evaluate"] = {**tree.get("evaluate", {}), "rewards": measured}
     if objective:
         _use(tree, "objective", objective, registry.find("objective", objective).options)
     if prompts:
@@ -199,10 +212,17 @@ def _summarise(run: Run, outcome: Outcome) -> None:
     out.print(f"metrics   {run.folder / 'metrics.jsonl'}")
     out.print(f"LoRA      {outcome.checkpoint}")
     if comparison is not None:
-        base, now = float(comparison.base_rewards.mean()), float(comparison.rewards.mean())
-        error = comparison.standard_error
-        errors = f" ({abs(comparison.change) / error:.1f} standard errors)" if error else ""
-        out.print(
-            f"reward on {len(comparison.rewards)} held-out seeds: base {base:.4f}, "
-            f"trained {now:.4f}, change {comparison.change:+.4f} +- {error:.4f}{errors}"
-        )
+        if len(comparison.scores) > 1:
+            for label, scores in comparison.scores.items():
+                out.print(f"{label}: {_change(comparison.base_scores[label], scores)}")
+        change = _change(comparison.base_rewards, comparison.rewards)
+        out.print(f"reward on {len(comparison.rewards)} held-out seeds: {change}")
+
+
+def _change(base: Tensor, now: Tensor) -> str:
+    from dagflow.evaluate import standard_error
+
+    change, error = float((now - base).mean()), standard_error(now - base)
+    errors = f" ({abs(change) / error:.1f} standard errors)" if error else ""
+    means = f"base {float(base.mean()):.4f}, trained {float(now.mean()):.4f}"
+    return f"{means}, change {change:+.4f} +- {error:.4f}{errors}"

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dagflow import __version__
+from dagflow.engine.normalise import Statistics
 from dagflow.engine.update import Learner
 from dagflow.errors import NotSaved, UserError
 from dagflow.policies.stable_diffusion import StableDiffusionPolicy
@@ -33,6 +35,7 @@ class Position:
     update: int = 0  # optimizer steps done in all; decides beta
     metrics_bytes: int = 0  # length of metrics.jsonl
     timings_bytes: int = 0  # length of timings.jsonl
+    statistics: Mapping[str, Statistics] = field(default_factory=dict)  # of rewards, before `epoch`
     version: str = field(default=__version__)  # of dagflow
 
     @property
@@ -98,7 +101,7 @@ def restore(checkpoint: Path, learner: Learner) -> tuple[Position, dict[str, Ten
     Raises UserError if the files are damaged or belong to another configuration.
     """
     try:
-        position = Position(**json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
+        position = _position(json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
         tensors = load_file(checkpoint / TENSORS)
         current = load_lora(checkpoint)
         _load_module(learner.objective, _part(tensors, "objective."))
@@ -107,6 +110,12 @@ def restore(checkpoint: Path, learner: Learner) -> tuple[Position, dict[str, Ten
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise UserError(f"the checkpoint {checkpoint} cannot be restored: {error}") from error
     return position, _part(tensors, "rollout.") or current
+
+
+def _position(saved: dict[str, Any]) -> Position:
+    statistics = saved.pop("statistics", {})
+    read = {label: Statistics(*numbers) for label, numbers in statistics.items()}
+    return Position(**saved, statistics=read)
 
 
 def load_lora(folder: Path) -> dict[str, Tensor]:
