@@ -111,10 +111,12 @@ def put_plugin(folder: Path, module: str, source: str, distribution: str = "") -
 def collect(run: Run) -> Window:
     """One window that holds every transition of the first epoch, at the final beta."""
     from dagflow.engine.checkpoint import Position
+    from dagflow.engine.scoring import score
     from dagflow.train import _collect, _score  # the stages before the update
 
     trajectories = _collect(run, 0, Position(), run.policy.lora_state())
-    values = _score(run, trajectories, 0)
+    final = score(run.rewards, trajectories.images, trajectories.prompts)
+    values = _score(run, run.rewards, trajectories, final, 0)
     rows = torch.cartesian_prod(
         torch.arange(len(trajectories.prompts)), torch.arange(run.path.steps)
     )
