@@ -3,81 +3,39 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from dagflow import config as configuration
-from dagflow.config import Config, OpenTable, RewardTable
+from dagflow.config import Config
 from dagflow.diffusion.noise import Stream, trajectory_noise
-from dagflow.diffusion.path import GaussianPath
 from dagflow.engine import checkpoint as checkpoints
 from dagflow.engine import pictures
 from dagflow.engine.checkpoint import Position
 from dagflow.engine.metrics import JsonLines
 from dagflow.engine.normalise import learn, mean_and_deviation, normalised, summary
-from dagflow.engine.prompts import as_prompts, draw_prompts, heldout_prompts
+from dagflow.engine.prompts import draw_prompts
 from dagflow.engine.rollout import concatenate, rollout, split
-from dagflow.engine.scoring import WeightedReward, place, potentials, raw_scores, total
+from dagflow.engine.scoring import WeightedReward, potentials, raw_scores, total
 from dagflow.engine.transitions import cut
 from dagflow.engine.update import (
-    Learner,
     Window,
     current_potentials,
-    make_learner,
     update,
     warm_up,
 )
 from dagflow.errors import NotSaved, RunError, UserError
 from dagflow.evaluate import Comparison, compare, cycle, sample
-from dagflow.plugins import Kind, Registry
-from dagflow.policies.loading import default_device, load_pipeline, resolve_dtype
-from dagflow.policies.stable_diffusion import StableDiffusionPolicy
-from dagflow.types import Prompt, PromptSource, Trajectories
-
-
-class Watcher(Protocol):
-    """Whoever shows a run to a person."""
-
-    def phase(self, name: str, total: int, epoch: int) -> None:
-        """A stage begins, of `total` units; epochs count from 1."""
-
-    def advance(self, units: int) -> None:
-        """So many units of the stage are done."""
-
-    def show(self, metrics: Mapping[str, float]) -> None:
-        """New numbers."""
-
-    def epoch_done(self, epoch: int, epochs: int) -> None:
-        """An epoch is over and saved."""
+from dagflow.prepare import Run
+from dagflow.types import Trajectories
 
 
 class Interrupted(Exception):
     """The user asked the run to stop; everything is saved."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything that a run is made of, checked and loaded."""
-
-    config: Config
-    folder: Path
-    learner: Learner
-    path: GaussianPath
-    rewards: tuple[WeightedReward, ...]
-    measured: tuple[WeightedReward, ...]  # and never trained on
-    prompts: tuple[Prompt, ...]
-    heldout: tuple[Prompt, ...]
-    watcher: Watcher
-    stop_asked: Callable[[], bool]
-
-    @property
-    def policy(self) -> StableDiffusionPolicy:
-        return self.learner.policy
 
 
 @dataclass(frozen=True)
@@ -86,67 +44,6 @@ class Outcome:
 
     checkpoint: Path
     comparison: Comparison | None
-
-
-def prepare(
-    config: Config,
-    registry: Registry,
-    watcher: Watcher,
-    stop_asked: Callable[[], bool] = lambda: False,
-) -> Run:
-    """Load model, rewards, prompts and objective, writing nothing.
-
-    Raises UserError for anything in the configuration that cannot be had.
-    """
-    if not config.rewards:
-        known = ", ".join(registry.names("reward"))
-        raise UserError(f"a run needs a reward: --reward NAME. Installed: {known}.")
-    make_rewards = _reward_makers(config.rewards, registry)
-    make_measured = _reward_makers(config.evaluate.rewards, registry)
-    if twice := sorted(config.rewards.keys() & config.evaluate.rewards.keys()):
-        raise UserError(f"'{twice[0]}' is trained on; give the measured one another label.")
-    make_objective = _maker(registry, "objective", config.objective.name, config.objective)
-    source, prompts = _prompts(config, registry)
-
-    device = default_device()
-    pipeline = load_pipeline(config.model, resolve_dtype(config.dtype, device))
-    policy = StableDiffusionPolicy(pipeline, device, config.rollout.guidance_scale)
-    path = policy.path(config.rollout.num_inference_steps)
-    policy.add_lora(config.lora, config.seed)
-    rewards = _build(config.rewards, make_rewards, device)
-    measured = _build(config.evaluate.rewards, make_measured, device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        objective = make_objective(policy.spec)
-    learner = make_learner(policy, objective, config.update, config.objective.log_density)
-    heldout = heldout_prompts(config.prompts.name, source, prompts)
-    folder = Path(config.output)
-    return Run(
-        config, folder, learner, path, rewards, measured, prompts, heldout, watcher, stop_asked
-    )
-
-
-def _reward_makers(
-    tables: Mapping[str, RewardTable], registry: Registry
-) -> dict[str, Callable[[], Any]]:
-    return {
-        label: _maker(registry, "reward", table.name or label, table)
-        for label, table in tables.items()
-    }
-
-
-def _build(
-    tables: Mapping[str, RewardTable], makers: Mapping[str, Callable[[], Any]], device: torch.device
-) -> tuple[WeightedReward, ...]:
-    return tuple(
-        WeightedReward(
-            label,
-            place(makers[label](), device),
-            table.weight,
-            normalise_epochs=table.normalise_epochs,
-        )
-        for label, table in tables.items()
-    )
 
 
 def start(run: Run) -> Outcome:
@@ -411,20 +308,6 @@ def _evaluate(run: Run, rewards: Sequence[WeightedReward]) -> Comparison | None:
     )
     pictures.save(picture, run.folder / "samples" / "before-after.png")
     return comparison
-
-
-def _prompts(config: Config, registry: Registry) -> tuple[PromptSource, tuple[Prompt, ...]]:
-    table = config.prompts
-    name, colon, path = table.name.partition(":")
-    if colon:
-        table = table.model_copy(update={"path": path})
-    source: PromptSource = _maker(registry, "prompts", name, table)()
-    return source, as_prompts(name, source)
-
-
-def _maker(registry: Registry, kind: Kind, name: str, table: OpenTable) -> Callable[..., Any]:
-    """For what a table of the configuration names, with the options beside the name."""
-    return registry.maker(kind, name, table.options, beside=type(table).model_fields)
 
 
 def _reward_summary(rewards: Tensor) -> dict[str, float]:

@@ -17,7 +17,7 @@ from dagflow import config
 from dagflow.config import Config
 from dagflow.engine.update import Window
 from dagflow.plugins import load_plugins
-from dagflow.train import Run, prepare
+from dagflow.prepare import Run, prepare
 
 torch.set_num_threads(1)
 

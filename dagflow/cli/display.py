@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 
 class Display:
-    """Shows epoch, phase, reward, loss and time left. A `dagflow.train.Watcher`."""
+    """Shows epoch, phase, reward, loss and time left. A `dagflow.prepare.Watcher`."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -18,7 +18,8 @@ from dagflow.plugins import Registry, load_plugins
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dagflow.train import Outcome, Run
+    from dagflow.prepare import Run
+    from dagflow.train import Outcome
 
 INTERRUPTED = 130
 CHANGEABLE = {"epochs", "checkpoint", "evaluate"}  # when a run resumes
@@ -133,11 +134,12 @@ def train(
 def _go(resolved: config.Config, registry: Registry, resume: bool) -> None:
     from dagflow import train as training
     from dagflow.cli.display import Display
+    from dagflow.prepare import prepare
 
     if not resume:
         training.require_free(Path(resolved.output))
     with Display(err) as display, _stoppable() as stop_asked:
-        run = training.prepare(resolved, registry, display, stop_asked)
+        run = prepare(resolved, registry, display, stop_asked)
         try:
             outcome = training.resume(run) if resume else training.start(run)
         except training.Interrupted:

@@ -1,0 +1,132 @@
+"""Load and check everything that a run is made of, writing nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from dagflow.config import Config, OpenTable, RewardTable
+from dagflow.diffusion.path import GaussianPath
+from dagflow.engine.prompts import as_prompts, heldout_prompts
+from dagflow.engine.scoring import WeightedReward, place
+from dagflow.engine.update import Learner, make_learner
+from dagflow.errors import UserError
+from dagflow.plugins import Kind, Registry
+from dagflow.policies.loading import default_device, load_pipeline, resolve_dtype
+from dagflow.policies.stable_diffusion import StableDiffusionPolicy
+from dagflow.types import Prompt, PromptSource
+
+
+class Watcher(Protocol):
+    """Whoever shows a run to a person."""
+
+    def phase(self, name: str, total: int, epoch: int) -> None:
+        """A stage begins, of `total` units; epochs count from 1."""
+
+    def advance(self, units: int) -> None:
+        """So many units of the stage are done."""
+
+    def show(self, metrics: Mapping[str, float]) -> None:
+        """New numbers."""
+
+    def epoch_done(self, epoch: int, epochs: int) -> None:
+        """An epoch is over and saved."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a run is made of, checked and loaded."""
+
+    config: Config
+    folder: Path
+    learner: Learner
+    path: GaussianPath
+    rewards: tuple[WeightedReward, ...]
+    measured: tuple[WeightedReward, ...]  # and never trained on
+    prompts: tuple[Prompt, ...]
+    heldout: tuple[Prompt, ...]
+    watcher: Watcher
+    stop_asked: Callable[[], bool]
+
+    @property
+    def policy(self) -> StableDiffusionPolicy:
+        return self.learner.policy
+
+
+def prepare(
+    config: Config,
+    registry: Registry,
+    watcher: Watcher,
+    stop_asked: Callable[[], bool] = lambda: False,
+) -> Run:
+    """Load model, rewards, prompts and objective, writing nothing.
+
+    Raises UserError for anything in the configuration that cannot be had.
+    """
+    if not config.rewards:
+        known = ", ".join(registry.names("reward"))
+        raise UserError(f"a run needs a reward: --reward NAME. Installed: {known}.")
+    make_rewards = _reward_makers(config.rewards, registry)
+    make_measured = _reward_makers(config.evaluate.rewards, registry)
+    if twice := sorted(config.rewards.keys() & config.evaluate.rewards.keys()):
+        raise UserError(f"'{twice[0]}' is trained on; give the measured one another label.")
+    make_objective = _maker(registry, "objective", config.objective.name, config.objective)
+    source, prompts = _prompts(config, registry)
+
+    device = default_device()
+    pipeline = load_pipeline(config.model, resolve_dtype(config.dtype, device))
+    policy = StableDiffusionPolicy(pipeline, device, config.rollout.guidance_scale)
+    path = policy.path(config.rollout.num_inference_steps)
+    policy.add_lora(config.lora, config.seed)
+    rewards = _build(config.rewards, make_rewards, device)
+    measured = _build(config.evaluate.rewards, make_measured, device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        objective = make_objective(policy.spec)
+    learner = make_learner(policy, objective, config.update, config.objective.log_density)
+    heldout = heldout_prompts(config.prompts.name, source, prompts)
+    folder = Path(config.output)
+    return Run(
+        config, folder, learner, path, rewards, measured, prompts, heldout, watcher, stop_asked
+    )
+
+
+def _reward_makers(
+    tables: Mapping[str, RewardTable], registry: Registry
+) -> dict[str, Callable[[], Any]]:
+    return {
+        label: _maker(registry, "reward", table.name or label, table)
+        for label, table in tables.items()
+    }
+
+
+def _build(
+    tables: Mapping[str, RewardTable], makers: Mapping[str, Callable[[], Any]], device: torch.device
+) -> tuple[WeightedReward, ...]:
+    return tuple(
+        WeightedReward(
+            label,
+            place(makers[label](), device),
+            table.weight,
+            normalise_epochs=table.normalise_epochs,
+        )
+        for label, table in tables.items()
+    )
+
+
+def _prompts(config: Config, registry: Registry) -> tuple[PromptSource, tuple[Prompt, ...]]:
+    table = config.prompts
+    name, colon, path = table.name.partition(":")
+    if colon:
+        table = table.model_copy(update={"path": path})
+    source: PromptSource = _maker(registry, "prompts", name, table)()
+    return source, as_prompts(name, source)
+
+
+def _maker(registry: Registry, kind: Kind, name: str, table: OpenTable) -> Callable[..., Any]:
+    """For what a table of the configuration names, with the options beside the name."""
+    return registry.maker(kind, name, table.options, beside=type(table).model_fields)
