@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -118,6 +119,9 @@ class Server:
         while time.monotonic() < deadline and self.exit_code is None:
             if self._heard.settled.wait(0.1):
                 break
+        if self._heard.settled.is_set() and not self.url:  # its output ends a moment before it does
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_SECONDS)
 
     def last_words(self) -> None:
         """Wait until all that an ended process printed is in the log."""
