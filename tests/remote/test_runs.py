@@ -90,7 +90,8 @@ def test_a_run_outlives_its_server(dagflow, serve, tmp_path: Path, port: int) ->
     serve()
     done = dagflow("train", "--resume", "run")
     assert done.returncode == 0, done.stderr
-    assert metrics.read_bytes() == (tmp_path / "undisturbed" / "metrics.jsonl").read_bytes()
+    undisturbed = (tmp_path / "undisturbed" / "metrics.jsonl").read_text()
+    assert metrics.read_text().replace(label, "jpeg-compressibility") == undisturbed
 
 
 def test_an_isolated_reward_trains_and_leaves_its_log_in_the_run(
