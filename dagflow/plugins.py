@@ -24,7 +24,10 @@ GROUP = "dagflow"
 OWN_DISTRIBUTION = "dagflow-align"
 DISABLE_VARIABLE = "DAGFLOW_DISABLE_PLUGINS"
 
-HEAVY = ("torch", "transformers", "diffusers", "tensorflow", "jax", "scipy", "pandas")
+HEAVY = (
+    "torch", "torchvision", "transformers", "diffusers", "tensorflow", "jax", "onnxruntime", "cv2",
+    "scipy", "pandas", "sklearn",
+)  # fmt: skip
 
 Kind = Literal["reward", "prompts", "objective"]
 HOOKS: dict[str, Kind] = {

@@ -98,14 +98,23 @@ def dagflow(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return call
 
 
-def put_plugin(folder: Path, module: str, source: str, distribution: str = "") -> None:
+def put_plugin(
+    folder: Path,
+    module: str,
+    source: str,
+    distribution: str = "",
+    entry_point: str = "",
+    requires: str = "dagflow-align",
+) -> None:
     """Put a distribution with one module and one entry point into a folder, as pip would."""
     distribution = distribution or f"dist-{module}"
     (folder / f"{module}.py").write_text(textwrap.dedent(source), encoding="utf-8")
     info = folder / f"{distribution.replace('-', '_')}-1.5.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.5\n")
-    (info / "entry_points.txt").write_text(f"[dagflow]\n{module} = {module}\n")
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.5\nRequires-Dist: {requires}\n"
+    )
+    (info / "entry_points.txt").write_text(f"[dagflow]\n{entry_point or module} = {module}\n")
 
 
 def collect(run: Run) -> Window:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 import dagflow
 from dagflow import PluginError, UserError
 from dagflow.plugins import load_plugins
+from tests.conftest import put_plugin
 
 GOOD = """
     import dagflow
@@ -59,24 +61,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Put a distribution with one entry point on the path, as pip would."""
     monkeypatch.syspath_prepend(tmp_path)
 
-    def put(
-        module: str,
-        source: str,
-        distribution: str | None = None,
-        entry_point: str | None = None,
-        requires: str = "dagflow-align",
-    ) -> None:
-        distribution = distribution or f"dist-{module}"
-        (tmp_path / f"{module}.py").write_text(textwrap.dedent(source))
-        info = tmp_path / f"{distribution.replace('-', '_')}-1.5.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.5\n"
-            f"Requires-Dist: {requires}\n"
-        )
-        (info / "entry_points.txt").write_text(f"[dagflow]\n{entry_point or module} = {module}\n")
-
-    return put
+    return partial(put_plugin, tmp_path)
 
 
 def test_own_plugins_are_found_and_none_is_broken() -> None:

@@ -15,12 +15,8 @@ from typing import Any, ClassVar, NoReturn
 import pytest
 
 from dagflow.errors import PluginError, UserError
-from dagflow.plugins import DISABLE_VARIABLE, GROUP, Kind, Provided, load_plugins
+from dagflow.plugins import DISABLE_VARIABLE, GROUP, HEAVY, Kind, Provided, load_plugins
 
-HEAVY = (
-    "torch", "torchvision", "transformers", "diffusers", "tensorflow", "jax", "onnxruntime", "cv2",
-    "scipy", "pandas", "sklearn",
-)  # fmt: skip
 IMPORT_LIMIT = 120  # seconds
 VARIOUS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 PROBE = """
