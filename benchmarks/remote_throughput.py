@@ -64,21 +64,24 @@ CASES = [  # reward, images, pixels a side
 ]
 
 
-def put_plugin(folder: Path) -> None:
-    """Install the plugin above, as pip would, for this process and those that it starts."""
-    (folder / "throughput_plugin.py").write_text(PLUGIN)
+def put_plugin(folder: Path, source: str = PLUGIN) -> None:
+    """Install a plugin, as pip would, for this process and those that it starts."""
+    (folder / "throughput_plugin.py").write_text(source)
     info = folder / "throughput_plugin-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: throughput-plugin\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[dagflow]\nthroughput = throughput_plugin\n")
     sys.path.insert(0, str(folder))
-    os.environ["PYTHONPATH"] = str(folder)
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(folder), *filter(None, [os.getenv("PYTHONPATH")])]
+    )
 
 
 @contextmanager
-def served(name: str) -> Iterator[str]:
+def served(name: str, *settings: str) -> Iterator[str]:
     """The URL of a server that lives as long as the block."""
     command = [sys.executable, "-m", "dagflow", "serve", name, "--port", "0", "--exit-with-parent"]
+    command += [word for setting in settings for word in ("-s", setting)]
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

@@ -105,6 +105,8 @@ class UpdateTable(Table):
     """Gradient norm at which each of the two groups is clipped."""
     regulariser: float = Field(1.0, ge=0)
     """Coefficient of the mean squared distance to the rollout network's guided prediction."""
+    max_drift: float = Field(0.0, ge=0)
+    """Sample anew as soon as that distance (the metric `regulariser`) exceeds this; 0: never."""
 
 
 class LoraTable(Table):
@@ -137,6 +139,8 @@ class Config(Table):
 
     epochs: PositiveInt = 10
     """Rounds of rollout and update."""
+    stop_at_gain: float = Field(0.0, ge=0)
+    """End before an epoch whose mean reward is so many deviations above the first's; 0: never."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Decides prompts, noise and initial weights."""
     model: str = "tiny"

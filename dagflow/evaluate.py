@@ -11,7 +11,7 @@ from torch import Tensor
 from dagflow.diffusion.noise import Stream, trajectory_noise
 from dagflow.diffusion.path import GaussianPath
 from dagflow.engine.rollout import ignore, rollout
-from dagflow.engine.scoring import WeightedReward, raw_scores, total
+from dagflow.engine.scoring import WeightedReward, ask, total
 from dagflow.policies.stable_diffusion import StableDiffusionPolicy
 from dagflow.types import Prompt
 
@@ -91,10 +91,10 @@ def compare(
         images = sample(policy, path, prompts, seed, batch_size, progress=progress)
         parts = zip(images.split(batch_size), range(0, len(images), batch_size), strict=True)
         scores = [
-            raw_scores(asked, part.to(policy.device), prompts[start : start + len(part)]).cpu()
+            ask(asked, part.to(policy.device), prompts[start : start + len(part)])
             for part, start in parts
         ]
-        return images, torch.cat(scores, 1)
+        return images, torch.cat([answer() for answer in scores], 1).cpu()
 
     with policy.base():
         base_images, base_raw = both()

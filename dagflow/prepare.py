@@ -12,13 +12,17 @@ import torch
 from dagflow.config import Config, OpenTable, RewardTable
 from dagflow.diffusion.path import GaussianPath
 from dagflow.engine.prompts import as_prompts, heldout_prompts
-from dagflow.engine.scoring import WeightedReward, place
+from dagflow.engine.scoring import Background, WeightedReward, place
 from dagflow.engine.update import Learner, make_learner
-from dagflow.errors import UserError
+from dagflow.errors import PluginError, UserError
 from dagflow.plugins import Kind, Registry
 from dagflow.policies.loading import default_device, load_pipeline, resolve_dtype
 from dagflow.policies.stable_diffusion import StableDiffusionPolicy
-from dagflow.types import Prompt, PromptSource
+from dagflow.types import Prompt, PromptSource, Reward
+
+
+class Interrupted(Exception):
+    """The user asked the run to stop; everything is saved."""
 
 
 class Watcher(Protocol):
@@ -55,6 +59,22 @@ class Run:
     @property
     def policy(self) -> StableDiffusionPolicy:
         return self.learner.policy
+
+    def advance(self, units: int) -> None:
+        """So many units of the present stage are done; raises as `stop_if_asked` does."""
+        self.watcher.advance(units)
+        self.stop_if_asked()
+
+    def stop_if_asked(self) -> None:
+        """Raise Interrupted if the user wants an end."""
+        if self.stop_asked():
+            raise Interrupted
+
+    def close(self) -> None:
+        """Ask rewards nothing more."""
+        for item in (*self.rewards, *self.measured):
+            if item.background:
+                item.background.close()
 
 
 def prepare(
@@ -107,15 +127,28 @@ def _reward_makers(
 def _build(
     tables: Mapping[str, RewardTable], makers: Mapping[str, Callable[[], Any]], device: torch.device
 ) -> tuple[WeightedReward, ...]:
+    built = {label: place(makers[label](), device) for label in tables}
     return tuple(
         WeightedReward(
             label,
-            place(makers[label](), device),
+            built[label],
             table.weight,
             normalise_epochs=table.normalise_epochs,
+            background=_background(label, built[label]),
         )
         for label, table in tables.items()
     )
+
+
+def _background(label: str, reward: Reward) -> Background | None:
+    concurrency = getattr(reward, "concurrency", None)
+    if concurrency is None:
+        return None
+    if not isinstance(concurrency, int) or concurrency < 1:
+        raise PluginError(
+            f"reward '{label}' has concurrency = {concurrency!r}; a whole number from 1 is due"
+        )
+    return Background(concurrency)
 
 
 def _prompts(config: Config, registry: Registry) -> tuple[PromptSource, tuple[Prompt, ...]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,31 +11,27 @@ import torch
 from torch import Tensor
 
 from dagflow import config as configuration
+from dagflow.collect import Epoch, collect
 from dagflow.config import Config
-from dagflow.diffusion.noise import Stream, trajectory_noise
 from dagflow.engine import checkpoint as checkpoints
 from dagflow.engine import pictures
 from dagflow.engine.checkpoint import Position
-from dagflow.engine.metrics import JsonLines
-from dagflow.engine.normalise import learn, mean_and_deviation, normalised, summary
-from dagflow.engine.prompts import draw_prompts
-from dagflow.engine.rollout import concatenate, rollout, split
-from dagflow.engine.scoring import WeightedReward, potentials, raw_scores, total
+from dagflow.engine.metrics import Clock, JsonLines
+from dagflow.engine.normalise import mean_and_deviation, moments, normalised, summary
+from dagflow.engine.scoring import WeightedReward
 from dagflow.engine.transitions import cut
-from dagflow.engine.update import (
-    Window,
-    current_potentials,
-    update,
-    warm_up,
-)
+from dagflow.engine.update import Window, current_potentials, update, warm_up
 from dagflow.errors import NotSaved, RunError, UserError
 from dagflow.evaluate import Comparison, compare, cycle, sample
 from dagflow.prepare import Run
-from dagflow.types import Trajectories
 
 
-class Interrupted(Exception):
-    """The user asked the run to stop; everything is saved."""
+@dataclass(frozen=True)
+class Stopped:
+    """A run that has gained enough (`stop_at_gain`)."""
+
+    epochs: int  # that were done
+    gain: float  # in deviations of the first epoch's rewards
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,7 @@ class Outcome:
 
     checkpoint: Path
     comparison: Comparison | None
+    stopped: Stopped | None = None
 
 
 def start(run: Run) -> Outcome:
@@ -53,7 +50,8 @@ def start(run: Run) -> Outcome:
     write_config(run.config, run.folder)
     if run.config.evaluate.grid:
         _draw_grid(run, epoch=0)
-    return _train(run, Position(), run.policy.lora_state())
+    with closing(run):
+        return _train(run, Position(), run.policy.lora_state())
 
 
 def require_free(folder: Path) -> None:
@@ -79,7 +77,8 @@ def resume(run: Run) -> Outcome:
     if (position.epoch, position.window) > (run.config.epochs, 0):
         raise UserError(f"the run is past epochs = {run.config.epochs} already.")
     write_config(run.config, run.folder)
-    return _train(run, position, rollout_lora)
+    with closing(run):
+        return _train(run, position, rollout_lora)
 
 
 def read_config(folder: Path) -> Config:
@@ -98,75 +97,22 @@ def write_config(config: Config, folder: Path) -> None:
 
 
 def _train(run: Run, position: Position, rollout_lora: dict[str, Tensor]) -> Outcome:
-    config = run.config
     _open_logs(run)
-    metrics = JsonLines(run.folder / "metrics.jsonl", position.metrics_bytes)
-    timings = JsonLines(run.folder / "timings.jsonl", position.timings_bytes)
-
-    def save() -> Path:
-        here = replace(position, metrics_bytes=metrics.length, timings_bytes=timings.length)
-        folder = run.folder / "checkpoints"
-        return checkpoints.save(folder, run.learner, here, rollout_lora, config.checkpoint.keep)
-
+    session = _Session(run, position, rollout_lora)
     try:
-        for epoch in range(position.epoch, config.epochs):
-            clock = Clock()
-            trajectories = _collect(run, epoch, position, rollout_lora)
-            clock.lap("rollout")
-            raw = _raw_scores(run, run.rewards, trajectories)
-            statistics = learn(run.rewards, position.statistics, raw, epoch)
-            rewards = normalised(run.rewards, statistics)
-            values = _score(run, rewards, trajectories, total(rewards, raw), epoch)
-            measured = _raw_scores(run, run.measured, trajectories)
-            clock.lap("score")
-            if position.update == 0:
-                for numbers in _warm_up(run, rewards, trajectories, values, position.warm_up):
-                    position = replace(position, warm_up=position.warm_up + 1)
-                    metrics.write({"warm_up": position.warm_up, **numbers})
-                clock.lap("warm_up")
-
-            windows = cut(config, epoch, run.path.steps)
-            run.watcher.phase("update", len(windows) - position.window, epoch + 1)
-            for rows in windows[position.window :]:
-                _stop_if_asked(run)
-                beta = config.beta(position.update)
-                window = _window(run, rewards, trajectories, values, rows, beta)
-                numbers = update(run.learner, window)
-                position = replace(position, window=position.window + 1, update=position.update + 1)
-                record = {"epoch": epoch + 1, "update": position.update, "beta": beta}
-                metrics.write({**record, **numbers})
-                run.watcher.show(numbers)
-                run.watcher.advance(1)
-            clock.lap("update")
-
-            position = replace(position, epoch=epoch + 1, window=0, statistics=statistics)
-            rollout_lora = run.policy.lora_state()
-            metrics.write(
-                {
-                    "epoch": epoch + 1,
-                    **_reward_summary(values[:, -1]),
-                    **summary(rewards, raw, config.beta(position.update - 1)),
-                    **_measured_summary(run, measured),
-                }
-            )
-            if config.evaluate.grid:
-                _draw_grid(run, epoch + 1)
-                clock.lap("grid")
-            timings.write({"epoch": epoch + 1, **clock.laps})
-            if position.epoch % config.checkpoint.every == 0 or position.epoch == config.epochs:
-                save()
-            run.watcher.epoch_done(epoch + 1, config.epochs)
+        stopped = session.train()
     except NotSaved:
         raise
     except torch.OutOfMemoryError as error:
-        save()
+        session.save()
         raise RunError(
             "the device is out of memory: lower update.microbatch_size and rollout.batch_size"
         ) from error
     except Exception:
-        save()
+        session.save()
         raise
-    return Outcome(save(), _evaluate(run, normalised(run.rewards, position.statistics)))
+    comparison = _evaluate(run, normalised(run.rewards, session.position.statistics))
+    return Outcome(session.save(), comparison, stopped)
 
 
 def _open_logs(run: Run) -> None:
@@ -177,98 +123,109 @@ def _open_logs(run: Run) -> None:
             open_log(run.folder)
 
 
-def _collect(
-    run: Run, epoch: int, position: Position, rollout_lora: dict[str, Tensor]
-) -> Trajectories:
-    """The epoch's trajectories, from the weights that it began with."""
-    settings = run.config.rollout
-    prompts = draw_prompts(
-        run.prompts, run.config.seed, epoch, settings.samples_per_epoch, settings.images_per_prompt
-    )
-    run.watcher.phase("rollout", len(prompts) * run.path.steps, epoch + 1)
-    latest = run.policy.lora_state()
-    run.policy.set_lora_state(rollout_lora if position.window else latest)
-    parts = []
-    try:
-        for start in range(0, len(prompts), settings.batch_size):
-            batch = prompts[start : start + settings.batch_size]
-            noise = trajectory_noise(
-                Stream.ROLLOUT,
-                run.config.seed,
-                epoch,
-                range(start, start + len(batch)),
-                run.path.steps,
-                run.policy.latent_shape,
+class _Session:
+    """A run under way: the chain, and how far it has come."""
+
+    def __init__(self, run: Run, position: Position, rollout_lora: dict[str, Tensor]) -> None:
+        self.run, self.config, self.position = run, run.config, position
+        self._rollout_lora = rollout_lora  # the weights that the epoch began with
+        self._metrics = JsonLines(run.folder / "metrics.jsonl", position.metrics_bytes)
+        self._timings = JsonLines(run.folder / "timings.jsonl", position.timings_bytes)
+
+    def train(self) -> Stopped | None:
+        """All epochs that remain."""
+        for epoch in range(self.position.epoch, self.config.epochs):
+            clock = Clock()
+            data = collect(self.run, epoch, self.position.statistics, self._rollout_lora, clock)
+            gain = self._gain(data.final)
+            if 0 < self.config.stop_at_gain <= gain:
+                return Stopped(epoch, gain)
+            if self.position.update == 0:
+                self._warm_up(data)
+                clock.lap("warm_up")
+            self._update(data)
+            clock.lap("update")
+            self._end_epoch(data, clock)
+        return None
+
+    def save(self) -> Path:
+        """Write a checkpoint, unless there is one of this position."""
+        here = replace(
+            self.position,
+            metrics_bytes=self._metrics.length,
+            timings_bytes=self._timings.length,
+        )
+        folder, keep = self.run.folder / "checkpoints", self.config.checkpoint.keep
+        return checkpoints.save(folder, self.run.learner, here, self._rollout_lora, keep)
+
+    def _gain(self, rewards: Tensor) -> float:
+        """Of the mean reward over the first epoch's, in its deviations."""
+        mean, deviation = self.position.first_reward or moments(rewards)
+        self.position = replace(self.position, first_reward=(mean, deviation))
+        return (float(rewards.mean()) - mean) / deviation if deviation else 0.0
+
+    def _warm_up(self, data: Epoch) -> None:
+        """Train the objective's own parameters alone, at the first beta above zero."""
+        config, done = self.config, self.position.warm_up
+        count = config.update.flow_warmup if self.run.learner.objective_parameters else 0
+        windows = cut(config, 0, self.run.path.steps)
+        beta = config.beta(0) or config.beta(1)
+        self.run.watcher.phase("warm-up", count - done, 1)
+        for k in range(done, count):
+            self.run.stop_if_asked()
+            window = self._window(data, windows[k % len(windows)], beta)
+            numbers = warm_up(self.run.learner, window)
+            self.position = replace(self.position, warm_up=k + 1)
+            self._metrics.write({"warm_up": k + 1, **numbers})
+            self.run.watcher.advance(1)
+
+    def _update(self, data: Epoch) -> None:
+        """The epoch's optimizer steps, until the network has drifted too far from its samples."""
+        windows = cut(self.config, self.position.epoch, self.run.path.steps)
+        done = self.position.window
+        self.run.watcher.phase("update", len(windows) - done, self.position.epoch + 1)
+        for rows in windows[done:]:
+            self.run.stop_if_asked()
+            beta = self.config.beta(self.position.update)
+            numbers = update(self.run.learner, self._window(data, rows, beta))
+            drifted = 0 < self.config.update.max_drift < numbers["regulariser"]
+            self.position = replace(
+                self.position,
+                window=len(windows) if drifted else self.position.window + 1,
+                update=self.position.update + 1,
             )
-            density = run.learner.density
-            parts.append(rollout(run.policy, run.path, batch, noise, density, _watching(run)))
-    finally:
-        run.policy.set_lora_state(latest)
-    return concatenate(parts)
+            record = {"epoch": self.position.epoch + 1, "update": self.position.update}
+            self._metrics.write({**record, "beta": beta, **numbers})
+            self.run.watcher.show(numbers)
+            self.run.watcher.advance(1)
+            if drifted:
+                break
 
+    def _window(self, data: Epoch, rows: Tensor, beta: float) -> Window:
+        run, final_beta = self.run, self.config.objective.beta
+        window = Window(data.trajectories, data.potentials, run.path, rows, beta, final_beta)
+        if run.learner.objective.needs.potentials and run.config.rollout.potential == "current":
+            values = current_potentials(run.learner, window, data.rewards)
+            window = replace(window, potentials=values)
+        return window
 
-def _raw_scores(run: Run, rewards: Sequence[WeightedReward], trajectories: Trajectories) -> Tensor:
-    """What R rewards say of the epoch's images, (R, B)."""
-    raw = []
-    for part in split(trajectories, run.config.rollout.batch_size):
-        _stop_if_asked(run)
-        raw.append(raw_scores(rewards, part.images, part.prompts))
-    return torch.cat(raw, 1)
-
-
-def _score(
-    run: Run,
-    rewards: Sequence[WeightedReward],
-    trajectories: Trajectories,
-    final: Tensor,
-    epoch: int,
-) -> Tensor:
-    """Rewards at every state (B, T+1), of which `final` (B,) are known; see `potentials`."""
-    kind = run.config.rollout.potential if run.learner.objective.needs.potentials else "none"
-    states = trajectories.log_pf.numel()
-    run.watcher.phase("score", states if kind == "rollout" else 0, epoch + 1)
-    size = run.config.rollout.batch_size
-    parts = zip(split(trajectories, size), final.split(size), strict=True)
-    values = torch.cat(
-        [potentials(run.policy, rewards, *part, kind, _watching(run)) for part in parts]
-    )
-    run.watcher.show(_reward_summary(values[:, -1]))
-    return values
-
-
-def _warm_up(
-    run: Run,
-    rewards: Sequence[WeightedReward],
-    trajectories: Trajectories,
-    values: Tensor,
-    done: int,
-) -> Iterator[dict[str, float]]:
-    """Train the objective's own parameters alone, at the first beta above zero."""
-    count = run.config.update.flow_warmup if run.learner.objective_parameters else 0
-    windows = cut(run.config, 0, run.path.steps)
-    beta = run.config.beta(0) or run.config.beta(1)
-    run.watcher.phase("warm-up", count - done, 1)
-    for k in range(done, count):
-        _stop_if_asked(run)
-        rows = windows[k % len(windows)]
-        window = _window(run, rewards, trajectories, values, rows, beta)
-        yield warm_up(run.learner, window)
-        run.watcher.advance(1)
-
-
-def _window(
-    run: Run,
-    rewards: Sequence[WeightedReward],
-    trajectories: Trajectories,
-    values: Tensor,
-    rows: Tensor,
-    beta: float,
-) -> Window:
-    window = Window(trajectories, values, run.path, rows, beta, run.config.objective.beta)
-    if run.learner.objective.needs.potentials and run.config.rollout.potential == "current":
-        values = current_potentials(run.learner, window, rewards)
-        window = replace(window, potentials=values)
-    return window
+    def _end_epoch(self, data: Epoch, clock: Clock) -> None:
+        """Log, draw and save."""
+        epoch, config = self.position.epoch + 1, self.config
+        self.position = replace(self.position, epoch=epoch, window=0, statistics=data.statistics)
+        self._rollout_lora = self.run.policy.lora_state()
+        numbers = mean_and_deviation("reward", data.final, "_")
+        numbers |= summary(data.rewards, data.raw, config.beta(self.position.update - 1))
+        for item, values in zip(self.run.measured, data.measured, strict=True):
+            numbers |= mean_and_deviation(f"eval_rewards.{item.label}", values)
+        self._metrics.write({"epoch": epoch, **numbers})
+        if config.evaluate.grid:
+            _draw_grid(self.run, epoch)
+            clock.lap("grid")
+        self._timings.write({"epoch": epoch, **clock.laps})
+        if epoch % config.checkpoint.every == 0 or epoch == config.epochs:
+            self.save()
+        self.run.watcher.epoch_done(epoch, config.epochs)
 
 
 def _draw_grid(run: Run, epoch: int) -> None:
@@ -298,7 +255,7 @@ def _evaluate(run: Run, rewards: Sequence[WeightedReward]) -> Comparison | None:
         run.measured,
         run.config.seed,
         run.config.rollout.batch_size,
-        _watching(run),
+        run.advance,
     )
     shown = min(count, 12)
     picture = pictures.before_after(
@@ -308,41 +265,3 @@ def _evaluate(run: Run, rewards: Sequence[WeightedReward]) -> Comparison | None:
     )
     pictures.save(picture, run.folder / "samples" / "before-after.png")
     return comparison
-
-
-def _reward_summary(rewards: Tensor) -> dict[str, float]:
-    spread = float(rewards.std()) if len(rewards) > 1 else 0.0
-    return {"reward_mean": float(rewards.mean()), "reward_std": spread}
-
-
-def _measured_summary(run: Run, measured: Tensor) -> dict[str, float]:
-    numbers: dict[str, float] = {}
-    for item, values in zip(run.measured, measured, strict=True):
-        numbers |= mean_and_deviation(f"eval_rewards.{item.label}", values)
-    return numbers
-
-
-def _watching(run: Run) -> Callable[[int], None]:
-    def progress(units: int) -> None:
-        run.watcher.advance(units)
-        _stop_if_asked(run)
-
-    return progress
-
-
-def _stop_if_asked(run: Run) -> None:
-    if run.stop_asked():
-        raise Interrupted
-
-
-class Clock:
-    """Seconds spent in each stage."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[f"{name}_seconds"] = round(now - self._last, 3)
-        self._last = now

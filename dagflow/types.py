@@ -52,7 +52,6 @@ class Trajectories:
     latents: Tensor  # (B, T+1, C, H, W), from noise to the terminal state
     log_pf: Tensor  # (B, T), log p(x_next | x) under the network that sampled
     noise_pred: Tensor  # (B, T, C, H, W), that network's guided prediction
-    previews: Tensor  # (B, T, C, H, W), x0hat of its text branch: the potential's latents
     prompt_embeds: Tensor  # (B, L, E)
     images: Tensor  # (B, 3, height, width) in [0, 1], decoded from the terminal state
 
@@ -85,7 +84,8 @@ class Reward(Protocol):
 
     images: float32 (B, 3, height, width) in [0, 1]; prompts: B of them. Returns (B,), finite.
     An `nn.Module` is moved to the device, frozen and put in eval mode by the engine. One with a
-    method `open_log(folder: Path)` is told the run's directory when the run begins.
+    method `open_log(folder: Path)` is told the run's directory when the run begins. One with an
+    int `concurrency` is called from other threads, so many calls at a time, while sampling goes on.
     """
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor: ...

@@ -117,17 +117,13 @@ def put_plugin(
     (info / "entry_points.txt").write_text(f"[dagflow]\n{entry_point or module} = {module}\n")
 
 
-def collect(run: Run) -> Window:
+def first_window(run: Run) -> Window:
     """One window that holds every transition of the first epoch, at the final beta."""
-    from dagflow.engine.checkpoint import Position
-    from dagflow.engine.scoring import score
-    from dagflow.train import _collect, _score  # the stages before the update
+    from dagflow.collect import collect
+    from dagflow.engine.metrics import Clock
 
-    trajectories = _collect(run, 0, Position(), run.policy.lora_state())
-    final = score(run.rewards, trajectories.images, trajectories.prompts)
-    values = _score(run, run.rewards, trajectories, final, 0)
-    rows = torch.cartesian_prod(
-        torch.arange(len(trajectories.prompts)), torch.arange(run.path.steps)
-    )
+    data = collect(run, 0, {}, run.policy.lora_state(), Clock())
+    count = len(data.trajectories.prompts)
+    rows = torch.cartesian_prod(torch.arange(count), torch.arange(run.path.steps))
     beta = run.config.objective.beta
-    return Window(trajectories, values, run.path, rows, beta, beta)
+    return Window(data.trajectories, data.potentials, run.path, rows, beta, beta)

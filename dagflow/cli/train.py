@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dagflow.train import Outcome
 
 INTERRUPTED = 130
-CHANGEABLE = {"epochs", "checkpoint", "evaluate"}  # when a run resumes
+CHANGEABLE = {"epochs", "stop_at_gain", "checkpoint", "evaluate"}  # when a run resumes
 
 
 def register(app: typer.Typer) -> None:
@@ -134,7 +134,7 @@ def train(
 def _go(resolved: config.Config, registry: Registry, resume: bool) -> None:
     from dagflow import train as training
     from dagflow.cli.display import Display
-    from dagflow.prepare import prepare
+    from dagflow.prepare import Interrupted, prepare
 
     if not resume:
         training.require_free(Path(resolved.output))
@@ -142,7 +142,7 @@ def _go(resolved: config.Config, registry: Registry, resume: bool) -> None:
         run = prepare(resolved, registry, display, stop_asked)
         try:
             outcome = training.resume(run) if resume else training.start(run)
-        except training.Interrupted:
+        except Interrupted:
             display.stop()
             err.print(f"Interrupted and saved. Go on with: dagflow train --resume {run.folder}")
             raise typer.Exit(INTERRUPTED) from None
@@ -209,7 +209,12 @@ def _stoppable() -> Iterator[Callable[[], bool]]:
 
 
 def _summarise(run: Run, outcome: Outcome) -> None:
-    comparison = outcome.comparison
+    comparison, stopped = outcome.comparison, outcome.stopped
+    if stopped is not None:
+        out.print(
+            f"stopped   after epoch {stopped.epochs} of {run.config.epochs}: the reward rose by "
+            f"{stopped.gain:.2f} deviations (stop_at_gain = {run.config.stop_at_gain:g})"
+        )
     out.print(f"pictures  {run.folder / 'samples'}")
     out.print(f"metrics   {run.folder / 'metrics.jsonl'}")
     out.print(f"LoRA      {outcome.checkpoint}")

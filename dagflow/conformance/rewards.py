@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -104,6 +107,25 @@ class RewardContract(Contract):
             advise(
                 f"{self.label}, built anew, scores the same batch differently. A resumed run would "
                 f"go on with another reward: load weights from a file, or draw them from a seed."
+            )
+
+    def test_same_score_from_several_threads(self) -> None:
+        self.score(images(), self.prompts(), "a batch")
+        reward = self._built[type(self)]
+        threads = getattr(reward, "concurrency", None)
+        if threads is None:
+            pytest.skip(f"{self.label} has no `concurrency`, so it is called from one thread.")
+        if not isinstance(threads, int) or threads < 1:
+            advise(f"{self.label} has concurrency = {threads!r}. Make it a whole number from 1.")
+        batches = [images().roll(k, 0) for k in range(2 * threads)]
+        one_by_one = [self.score(batch, self.prompts(), "a batch") for batch in batches]
+        with ThreadPoolExecutor(threads) as pool:
+            ask = partial(self.score, prompts=self.prompts(), what="a batch in another thread")
+            together = list(pool.map(ask, batches))
+        if not all(map(torch.equal, one_by_one, together)):
+            advise(
+                f"{self.label} has concurrency = {threads}, but scores differ when so many calls "
+                f"run at once. Keep nothing on self during a call, or remove `concurrency`."
             )
 
     def test_empty_batch(self) -> None:

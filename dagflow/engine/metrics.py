@@ -1,9 +1,10 @@
-"""Append-only JSON lines, cut back to a known length when a run resumes."""
+"""What a run logs: append-only JSON lines, cut back to a known length on resume, and durations."""
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,3 +26,16 @@ class JsonLines:
     def length(self) -> int:
         """Bytes written so far."""
         return os.path.getsize(self.path)
+
+
+class Clock:
+    """Seconds spent in each stage."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[f"{name}_seconds"] = round(now - self._last, 3)
+        self._last = now

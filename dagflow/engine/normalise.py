@@ -90,6 +90,11 @@ def summary(rewards: Sequence[WeightedReward], raw: Tensor, beta: float) -> dict
     return numbers
 
 
-def mean_and_deviation(name: str, values: Tensor) -> dict[str, float]:
-    deviation = float(values.std()) if len(values) > 1 else 0.0
-    return {f"{name}.mean": float(values.mean()), f"{name}.std": deviation}
+def mean_and_deviation(name: str, values: Tensor, separator: str = ".") -> dict[str, float]:
+    mean, deviation = moments(values)
+    return {f"{name}{separator}mean": mean, f"{name}{separator}std": deviation}
+
+
+def moments(values: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation; the latter is 0 for a single value."""
+    return float(values.mean()), float(values.std()) if len(values) > 1 else 0.0

@@ -25,14 +25,16 @@ def rollout(
     noise: Tensor,
     density: LogDensity,
     progress: Callable[[int], None] = ignore,
+    on_preview: Callable[[Tensor], None] | None = None,
 ) -> Trajectories:
     """One trajectory for each of B prompts, from noise (B, T+1, C, H, W).
 
-    `progress` is called after each step with the number of trajectories that took it.
+    `progress` is called after each step with the number of trajectories that took it, and
+    `on_preview` with x0hat (B, C, H, W) of the text branch at the state that the step began from.
     """
     noise = noise.to(policy.device)
     embeds = policy.encode([prompt.text for prompt in prompts])
-    latents, log_pf, guided, previews = [noise[:, 0]], [], [], []
+    latents, log_pf, guided = [noise[:, 0]], [], []
     for i in range(path.steps):
         x = latents[-1]
         index = torch.full((len(x),), i, device=policy.device)
@@ -43,9 +45,9 @@ def rollout(
         latents.append(mean + step.variance.sqrt() * noise[:, i + 1])
         log_pf.append(gaussian.log_normal(latents[-1], mean, step.variance, density))
         guided.append(prediction.guided)
-        previews.append(
-            gaussian.predicted_x0(step.state, x, prediction.text, policy.prediction_type)
-        )
+        if on_preview:
+            kind = policy.prediction_type
+            on_preview(gaussian.predicted_x0(step.state, x, prediction.text, kind))
         progress(len(x))
     final = _noiseless(policy, path, latents[-1], embeds) if path.noiseless_end else latents[-1]
     return Trajectories(
@@ -53,7 +55,6 @@ def rollout(
         latents=torch.stack(latents, 1),
         log_pf=torch.stack(log_pf, 1),
         noise_pred=torch.stack(guided, 1),
-        previews=torch.stack(previews, 1),
         prompt_embeds=embeds,
         images=policy.decode(final),
     )
@@ -70,18 +71,7 @@ def _noiseless(
     return gaussian.predicted_x0(state, latents, prediction.guided, policy.prediction_type)
 
 
-TENSORS = ("latents", "log_pf", "noise_pred", "previews", "prompt_embeds", "images")
-
-
-def split(trajectories: Trajectories, size: int) -> list[Trajectories]:
-    """Batches of at most `size` trajectories."""
-    return [
-        Trajectories(
-            prompts=trajectories.prompts[start : start + size],
-            **{name: getattr(trajectories, name)[start : start + size] for name in TENSORS},
-        )
-        for start in range(0, len(trajectories.prompts), size)
-    ]
+TENSORS = ("latents", "log_pf", "noise_pred", "prompt_embeds", "images")
 
 
 def concatenate(parts: Sequence[Trajectories]) -> Trajectories:

@@ -1,19 +1,39 @@
-"""Rewards of images, and of what intermediate states look like."""
+"""Ask rewards about images."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from dagflow.errors import PluginError
-from dagflow.types import Potential, Prompt, Reward, Trajectories
+from dagflow.types import Prompt, Reward
 
-if TYPE_CHECKING:  # a server of rewards has no diffusers
-    from dagflow.policies.stable_diffusion import StableDiffusionPolicy
+Scores = Callable[[], Tensor]  # waits for what was asked: float32 (R, B)
+
+
+class Background:
+    """Calls in `concurrency` threads; as many more wait, and with them their images."""
+
+    def __init__(self, concurrency: int) -> None:
+        self._room = threading.BoundedSemaphore(2 * concurrency)
+        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="reward")
+
+    def submit(self, call: Callable[[], Tensor]) -> Future[Tensor]:
+        """The result to come. Returns at once, or as soon as there is room."""
+        self._room.acquire()
+        future = self._pool.submit(call)
+        future.add_done_callback(lambda _: self._room.release())
+        return future
+
+    def close(self) -> None:
+        """Forget the calls that wait."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -25,6 +45,7 @@ class WeightedReward:
     weight: float
     offset: float = 0.0
     normalise_epochs: int = 0  # standardised by the statistics of so many first epochs; 0: never
+    background: Background | None = None  # None: it is asked between other work, in this thread
 
 
 def place(reward: Reward, device: torch.device) -> Reward:
@@ -34,24 +55,33 @@ def place(reward: Reward, device: torch.device) -> Reward:
     return reward
 
 
-@torch.no_grad()
 def score(rewards: Sequence[WeightedReward], images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
     """The weighted sum of all rewards, float32 (B,), on the device of the images.
 
     images: float32 (B, 3, height, width) in [0, 1]. Raises PluginError if a reward raises or
     returns a wrong shape or a value that is not finite, naming the reward and the prompt.
     """
-    return total(rewards, raw_scores(rewards, images, prompts))
+    return total(rewards, ask(rewards, images, prompts)())
 
 
-@torch.no_grad()
-def raw_scores(
-    rewards: Sequence[WeightedReward], images: Tensor, prompts: Sequence[Prompt]
-) -> Tensor:
-    """What each of R rewards says, without weights, float32 (R, B); raises as `score` does."""
+def ask(rewards: Sequence[WeightedReward], images: Tensor, prompts: Sequence[Prompt]) -> Scores:
+    """Have R rewards score the images; those with a `background` do so while the caller goes on.
+
+    What it returns gives the scores without weights. Either raises as `score` does.
+    """
+    pending = {
+        item.label: item.background.submit(partial(_ask, item, images, prompts))
+        for item in rewards
+        if item.background
+    }
+    done = {item.label: _ask(item, images, prompts) for item in rewards if not item.background}
     none = torch.zeros(0, len(images), device=images.device)
-    asked = [_ask(item, images, prompts).to(none) for item in rewards]
-    return torch.stack(asked) if asked else none
+
+    def scores() -> Tensor:
+        answers = done | {label: future.result() for label, future in pending.items()}
+        return torch.stack([answers[item.label] for item in rewards]) if rewards else none
+
+    return scores
 
 
 def total(rewards: Sequence[WeightedReward], raw: Tensor) -> Tensor:
@@ -62,31 +92,7 @@ def total(rewards: Sequence[WeightedReward], raw: Tensor) -> Tensor:
     return result
 
 
-@torch.no_grad()
-def potentials(
-    policy: StableDiffusionPolicy,
-    rewards: Sequence[WeightedReward],
-    trajectories: Trajectories,
-    final: Tensor,
-    kind: Potential,
-    progress: Callable[[int], None],
-) -> Tensor:
-    """Rewards at every state of B trajectories, float32 (B, T+1).
-
-    The last column is `final` (B,), the reward of the image. The others are, for `rollout`, the
-    reward of the decoded x0hat of the network that sampled; for `none` and `current` (which the
-    update computes itself) zero.
-    """
-    batch, steps = trajectories.log_pf.shape
-    values = torch.zeros(batch, steps + 1, device=trajectories.latents.device)
-    values[:, -1] = final
-    for i in range(steps if kind == "rollout" else 0):
-        images = policy.decode(trajectories.previews[:, i])
-        values[:, i] = score(rewards, images, trajectories.prompts)
-        progress(batch)
-    return values
-
-
+@torch.no_grad()  # here, because other threads do not inherit it
 def _ask(item: WeightedReward, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
     try:
         values = item.reward(images, prompts)
@@ -109,4 +115,4 @@ def _ask(item: WeightedReward, images: Tensor, prompts: Sequence[Prompt]) -> Ten
             f"reward '{item.label}' returned {float(values[bad])} for the prompt "
             f"'{prompts[bad].text}'"
         )
-    return values
+    return values.to(images.device, torch.float32)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dagflow.config import UpdateTable
 from dagflow.diffusion import path as gaussian
 from dagflow.diffusion.path import GaussianPath
-from dagflow.engine.scoring import WeightedReward, score
+from dagflow.engine.scoring import Scores, WeightedReward, ask, total
 from dagflow.errors import PluginError, RunError
 from dagflow.policies.stable_diffusion import StableDiffusionPolicy
 from dagflow.types import FlowObjective, LogDensity, Objective, Trajectories, Transitions
@@ -101,6 +101,7 @@ def current_potentials(
     policy, trajectories = learner.policy, window.trajectories
     steps = window.path.steps
     values = window.potentials.clone()
+    asked: list[tuple[Tensor, Tensor, Scores]] = []
     touched = torch.cat([window.rows, window.rows + torch.tensor([0, 1])]).unique(dim=0)
     for rows in touched[touched[:, 1] < steps].split(learner.settings.microbatch_size):
         b, i = rows.to(policy.device).unbind(1)
@@ -109,7 +110,9 @@ def current_potentials(
         output = policy.predict_text(x, times, trajectories.prompt_embeds[b])
         state = gaussian.state_at(window.path, i)
         images = policy.decode(gaussian.predicted_x0(state, x, output, policy.prediction_type))
-        values[b, i] = score(rewards, images, [trajectories.prompts[k] for k in b.tolist()])
+        asked.append((b, i, ask(rewards, images, [trajectories.prompts[k] for k in b.tolist()])))
+    for b, i, scores in asked:
+        values[b, i] = total(rewards, scores())
     return values
 
 

@@ -56,7 +56,8 @@ class Offer:
 class RemoteReward:
     """Scores images by asking a server; gives what the reward itself would give, bit for bit.
 
-    A batch is one request if it fits the server's limits, else several, `in_flight` at a time.
+    A batch is one request if it fits the server's limits, else several, `in_flight` at a time:
+    requests of one call, and of calls from several threads.
     After a failure that another attempt may mend, `moved` is asked for the server's URL.
 
     Raises UserError if there is no usable server at the URL.
@@ -76,6 +77,7 @@ class RemoteReward:
         self._url = checked_url(url)
         self._moved = moved or (lambda: self._url)
         self._patience, self._in_flight, self._batch = patience, in_flight, batch
+        self.concurrency = in_flight
         self._http = _client(token, patience, in_flight)
         self._offer = self._handshake()
 
@@ -231,7 +233,11 @@ def _client(token: str, patience: Patience, in_flight: int) -> httpx2.Client:
         headers["authorization"] = f"Bearer {token}"
     return httpx2.Client(
         headers=headers,
-        timeout=httpx2.Timeout(patience.read_timeout, connect=patience.connect_timeout),
+        timeout=httpx2.Timeout(
+            patience.read_timeout,
+            connect=patience.connect_timeout,
+            pool=None,  # a request may wait for others of ours as long as they take
+        ),
         limits=httpx2.Limits(max_connections=in_flight, keepalive_expiry=10.0),
         trust_env=False,
     )

@@ -176,6 +176,11 @@ class IsolatedReward:
         return self._remote(images, prompts)
 
     @property
+    def concurrency(self) -> int:
+        """How many calls may wait for the server at a time."""
+        return self._remote.concurrency
+
+    @property
     def pid(self) -> int:
         """Of the server process."""
         return self._server.pid

@@ -110,6 +110,23 @@ REWARDS: list[Defect] = [
             def __call__(self, images, prompts):
                 return images.mean((2, 3)) @ self.weights
     """),
+    ("same_score_from_several_threads", "Keep nothing on self", """
+        import time
+        class factory:
+            "Forgets which batch it looks at."
+            concurrency = 4
+            def __call__(self, images, prompts):
+                self.images = images
+                time.sleep(0.02)
+                return self.images.mean((1, 2, 3))
+    """),
+    ("same_score_from_several_threads", "whole number from 1", """
+        class factory:
+            "Many."
+            concurrency = "many"
+            def __call__(self, images, prompts):
+                return images.mean((1, 2, 3))
+    """),
     ("empty_batch", "for an empty batch", """
         def factory():
             "Stacks."

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from dagflow import UserError
 from dagflow.engine.checkpoint import Position, checkpoints
 from dagflow.errors import NotSaved
-from dagflow.train import Interrupted, resume, start
+from dagflow.prepare import Interrupted
+from dagflow.train import resume, start
 from tests.conftest import Silent
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from dagflow.engine.checkpoint import checkpoints
 from dagflow.engine.normalise import Statistics, learn, normalised, summary
 from dagflow.engine.scoring import WeightedReward, total
-from dagflow.train import Interrupted, resume, start
+from dagflow.prepare import Interrupted
+from dagflow.train import resume, start
 
 TWO = {
     "jpeg-compressibility": {"normalise_epochs": 1, "weight": 2.0},

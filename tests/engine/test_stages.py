@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import threading
 from collections import Counter
+from dataclasses import replace
+from functools import partial
+from itertools import count
 
 import pytest
 import torch
@@ -8,10 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dagflow import PluginError, Prompt, UserError
+from dagflow import train as training
+from dagflow.diffusion.path import predicted_x0, state_at
+from dagflow.engine.checkpoint import checkpoints
 from dagflow.engine.prompts import as_prompts, draw_prompts
-from dagflow.engine.scoring import WeightedReward, place, score
+from dagflow.engine.scoring import Background, WeightedReward, place, score
 from dagflow.engine.transitions import cut
-from tests.conftest import collect, short_config
+from tests.conftest import first_window, short_config
 
 PROMPTS = tuple(Prompt(f"prompt {k}") for k in range(7))
 
@@ -104,11 +111,66 @@ def test_a_reward_out_of_contract_is_reported_by_name(answer, message: str) -> N
         score([WeightedReward("mine", answer, 1.0)], torch.rand(2, 3, 4, 4), PROMPTS[:2])
 
 
+def patient(concurrency: int) -> tuple[WeightedReward, threading.Event]:
+    """A reward whose first call does not end before the second has begun, and a sign that it has.
+
+    Without a background the first call would wait in vain, and fail.
+    """
+    calls, second = count(1), threading.Event()
+
+    def answer(images, prompts):
+        if next(calls) == 1:
+            assert second.wait(30), "nobody called again"
+        else:
+            second.set()
+        return images.mean((1, 2, 3))
+
+    return WeightedReward("patient", answer, 1.0, background=Background(concurrency)), second
+
+
+def test_a_reward_with_concurrency_is_asked_while_sampling_goes_on(make_run) -> None:
+    run = make_run(rollout={"batch_size": 2})
+    mean = WeightedReward("mean", lambda images, prompts: images.mean((1, 2, 3)), 1.0)
+    expected = first_window(replace(run, rewards=(mean,)))
+    item, second = patient(concurrency=2)
+    found = first_window(replace(run, rewards=(item,)))
+    assert second.is_set()
+    assert torch.equal(found.potentials, expected.potentials)
+    assert not found.potentials.requires_grad
+
+
+def test_calls_in_the_background_wait_for_room() -> None:
+    background, go = Background(1), threading.Event()
+    call = partial(go.wait, 30)
+    futures = [background.submit(call) for _ in range(2)]  # one runs, one waits
+    third = threading.Thread(target=lambda: futures.append(background.submit(call)))
+    third.start()
+    third.join(0.2)
+    assert third.is_alive()
+    go.set()
+    third.join(30)
+    assert [future.result(30) for future in futures] == [True] * 3
+
+
+def test_a_reward_that_fails_in_the_background_names_itself(make_run) -> None:
+    run = make_run()
+    broken = WeightedReward("broken", lambda i, p: 1 / 0, 1.0, background=Background(2))
+    with pytest.raises(PluginError, match="reward 'broken' raised ZeroDivisionError"):
+        training.start(replace(run, rewards=(broken,)))
+    assert checkpoints(run.folder / "checkpoints")
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        broken.background.submit(lambda: torch.ones(1))
+
+
 def test_potentials_are_rewards_of_decoded_previews_and_of_the_image(make_run) -> None:
     run = make_run()
-    window = collect(run)
+    window = first_window(run)
     data = window.trajectories
     final = score(run.rewards, data.images, data.prompts)
     assert torch.equal(window.potentials[:, -1], final)
-    preview = score(run.rewards, run.policy.decode(data.previews[:, 1]), data.prompts)
-    assert torch.equal(window.potentials[:, 1], preview)
+    times = run.path.timesteps[1].expand(len(data.prompts))
+    output = run.policy.predict_text(data.latents[:, 1], times, data.prompt_embeds)
+    state = state_at(run.path, torch.ones(len(data.prompts), dtype=torch.long))
+    x0 = predicted_x0(state, data.latents[:, 1], output, run.policy.prediction_type)
+    preview = score(run.rewards, run.policy.decode(x0), data.prompts)
+    assert torch.allclose(window.potentials[:, 1], preview, atol=5e-3)

@@ -10,7 +10,7 @@ from dagflow.engine.scoring import score
 from dagflow.engine.update import _log_flow, _scale, current_potentials, update, warm_up
 from dagflow.errors import RunError
 from dagflow.types import Needs, Transitions
-from tests.conftest import collect
+from tests.conftest import first_window
 
 
 def reference_loss(run, window, objective: str) -> torch.Tensor:
@@ -72,7 +72,7 @@ def gradients(run, window, settings=None) -> list[torch.Tensor]:
 def test_gradients_equal_those_of_one_plain_autograd_pass(make_run, objective, density) -> None:
     options = {"clip": 0.03} if objective == "kl" else {}
     run = make_run(objective={"name": objective, "log_density": density, **options})
-    window = collect(run)
+    window = first_window(run)
     shake(run)
     parameters = [*run.policy.parameters(), *run.learner.objective_parameters]
     expected = torch.autograd.grad(reference_loss(run, window, objective), parameters)
@@ -90,7 +90,7 @@ def test_gradients_on_the_sum_scale_are_those_on_the_mean_scale_times_d_squared(
         options = {"coefficient": 1.0, "clip": 0.03, "normalise": True} if objective == "kl" else {}
         settings = {"name": objective, "log_density": density, "beta": beta, **options}
         run = make_run(objective=settings, update={"max_grad_norm": 1e-3})
-        window = collect(run)
+        window = first_window(run)
         shake(run)
         clipped = torch.cat([g.flatten() for g in gradients(run, window, run.learner.settings)])
         found.append(clipped / factor)
@@ -100,7 +100,7 @@ def test_gradients_on_the_sum_scale_are_those_on_the_mean_scale_times_d_squared(
 
 def test_log_ratio_is_exactly_zero_before_the_first_update_in_equal_batches(make_run) -> None:
     run = make_run(update={"microbatch_size": 4})
-    window = collect(run)
+    window = first_window(run)
     for index in range(run.path.steps):
         rows = torch.stack([torch.arange(4), torch.full((4,), index)], 1)
         assert ratio(run, window, rows).abs().max() == 0
@@ -108,7 +108,7 @@ def test_log_ratio_is_exactly_zero_before_the_first_update_in_equal_batches(make
 
 def test_log_ratio_stays_below_1e_6_where_batches_differ(make_run) -> None:
     run = make_run(rollout={"num_inference_steps": 20, "guidance_scale": 3.0})
-    window = collect(run)
+    window = first_window(run)
     assert ratio(run, window, window.rows).abs().max() < 1e-6
 
 
@@ -125,7 +125,7 @@ def ratio(run, window, rows: torch.Tensor) -> torch.Tensor:
 
 def test_current_potentials_equal_the_rollouts_before_the_first_update(make_run) -> None:
     run = make_run()
-    window = collect(run)
+    window = first_window(run)
     found = current_potentials(run.learner, window, run.rewards)
     # a pixel on the edge of two grey levels may round either way: a few bytes of the file
     torch.testing.assert_close(found, window.potentials, rtol=0, atol=0.01)
@@ -133,7 +133,7 @@ def test_current_potentials_equal_the_rollouts_before_the_first_update(make_run)
 
 def test_current_potentials_follow_the_network_and_leave_the_images_own_reward(make_run) -> None:
     run = make_run()
-    window = collect(run)
+    window = first_window(run)
     shake(run)
     found = current_potentials(run.learner, window, run.rewards)
     assert torch.equal(found[:, -1], window.potentials[:, -1])
@@ -142,7 +142,7 @@ def test_current_potentials_follow_the_network_and_leave_the_images_own_reward(m
 
 def test_warm_up_moves_the_flow_network_alone(make_run) -> None:
     run = make_run()
-    window = collect(run)
+    window = first_window(run)
     policy = [p.detach().clone() for p in run.policy.parameters()]
     flow = [p.detach().clone() for p in run.learner.objective_parameters]
     warm_up(run.learner, window)
@@ -162,7 +162,7 @@ def test_each_learning_rate_is_used_for_its_own_group(make_run, which: str) -> N
         "flow_learning_rate": run.learner.objective_parameters,
     }
     before = {name: [p.detach().clone() for p in group] for name, group in groups.items()}
-    update(run.learner, collect(run))
+    update(run.learner, first_window(run))
     moved = {
         name: max(
             float((new.detach() - old).abs().max())
@@ -178,7 +178,7 @@ def test_microbatches_change_nothing_but_rounding(make_run) -> None:
     results = []
     for size in (3, 16):
         run = make_run(update={"microbatch_size": size}, objective={"normalise": True})
-        window = collect(run)
+        window = first_window(run)
         shake(run)
         results.append(torch.cat([gradient.flatten() for gradient in gradients(run, window)]))
     largest = float(results[0].abs().max())
@@ -187,7 +187,7 @@ def test_microbatches_change_nothing_but_rounding(make_run) -> None:
 
 def test_a_loss_that_is_not_finite_stops_before_the_step(make_run) -> None:
     run = make_run()
-    window = collect(run)
+    window = first_window(run)
     before = [p.detach().clone() for p in run.policy.parameters()]
     broken = replace(window, potentials=window.potentials * float("nan"))
     with pytest.raises(RunError, match="not finite"):
@@ -197,7 +197,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(make_run) -> None:
 
 def test_without_potentials_the_flow_is_learned_inside_and_given_at_the_end(make_run) -> None:
     run = make_run(rollout={"potential": "none"})
-    window = collect(run)
+    window = first_window(run)
     shake(run)
     data = window.trajectories
     ends = torch.arange(len(data.prompts)), torch.full((len(data.prompts),), run.path.steps)
@@ -223,7 +223,7 @@ class Asks(torch.nn.Module):
 
 def test_rewards_come_with_their_trajectory_and_prompt(make_run) -> None:
     run = make_run(rollout={"images_per_prompt": 2})
-    window = collect(run)
+    window = first_window(run)
     asks = Asks(Needs(rewards=True, window=True))
     update(replace(run.learner, objective=asks), window)
     batch = asks.seen[0]
@@ -240,6 +240,6 @@ def test_rewards_come_with_their_trajectory_and_prompt(make_run) -> None:
 def test_rewards_that_nobody_asked_for_are_not_given(make_run) -> None:
     run = make_run()
     asks = Asks(Needs())
-    update(replace(run.learner, objective=asks), collect(run))
+    update(replace(run.learner, objective=asks), first_window(run))
     batch = asks.seen[0]
     assert (batch.log_reward, batch.trajectory, batch.prompt, batch.window) == (None,) * 4

@@ -1,0 +1,90 @@
+"""What it saves that a remote reward scores while sampling goes on.
+
+    python benchmarks/remote_overlap.py [--repeats 5] [--seconds 0.01]
+
+Collects an epoch of the embedded model (64 trajectories, 20 steps, rewards of all states) with a
+reward behind `dagflow serve` that takes --seconds an image and leaves this machine's processor
+alone, as one on another machine does: asked in the background, and one batch after another.
+Prints the seconds of each, medians of alternating repeats in one run, their ratio, and whether the
+potentials are equal to the last bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+from remote_throughput import put_plugin, served
+
+from dagflow.collect import collect
+from dagflow.config import read_recipe, resolve
+from dagflow.engine.metrics import Clock
+from dagflow.plugins import load_plugins
+from dagflow.prepare import Run, Watcher, prepare
+
+PLUGIN = '''
+import time
+import dagflow
+
+def distant(seconds: float = 0.01):
+    """The mean of all pixels, after a pause of so many seconds an image."""
+    def score(images, prompts):
+        time.sleep(seconds * len(images))
+        return images.mean((1, 2, 3))
+    return score
+
+@dagflow.hookimpl
+def dagflow_register_rewards():
+    return {"distant": distant}
+'''
+
+
+class Silent(Watcher):
+    def phase(self, name: str, total: int, epoch: int) -> None: ...
+    def advance(self, units: int) -> None: ...
+    def show(self, metrics: object) -> None: ...
+    def epoch_done(self, epoch: int, epochs: int) -> None: ...
+
+
+def measure(run: Run) -> tuple[float, Tensor]:
+    began = time.perf_counter()
+    epoch = collect(run, 0, {}, run.policy.lora_state(), Clock())
+    return time.perf_counter() - began, epoch.potentials
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.01)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        put_plugin(Path(folder), PLUGIN)
+        with served("distant", f"seconds={arguments.seconds}") as url:
+            reward = {"remote": {"url": url}}
+            config = resolve({**read_recipe("tiny"), "rewards": reward, "output": folder})
+            beside = prepare(config, load_plugins(), Silent())
+            (item,) = beside.rewards
+            between = replace(beside, rewards=(replace(item, background=None),))
+            times: list[list[float]] = [[], []]
+            for k in range(arguments.repeats + 1):
+                done = [measure(run) for run in (beside, between)]
+                for column, (took, _) in zip(times, done, strict=True):
+                    column += [took] if k else []  # the first warms up
+            beside.close()
+    overlapped, serial = (statistics.median(column) for column in times)
+    equal = torch.equal(done[0][1], done[1][1])
+    print(f"in the background {overlapped:.1f} s, one after another {serial:.1f} s")
+    print(f"ratio {serial / overlapped:.2f}; potentials equal: {'yes' if equal else 'NO'}")
+
+
+if __name__ == "__main__":
+    main()
