@@ -1,0 +1,72 @@
+"""When a run, or an epoch, ends early."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from dagflow.engine.checkpoint import checkpoints
+from dagflow.engine.scoring import WeightedReward
+from dagflow.prepare import Run
+from dagflow.train import resume, start
+
+ONE_CALL_AN_EPOCH = {"rollout": {"potential": "none"}, "evaluate": {"images": 0, "grid": 0}}
+
+
+def rising(run: Run, step: float, begin: int = 0) -> Run:
+    """The run with a reward of deviation 1 whose mean rises by `step` from epoch to epoch."""
+    calls = count(begin)
+
+    def score(images, prompts):
+        values = images.mean((1, 2, 3))
+        return (values - values.mean()) / values.std() + step * next(calls)
+
+    return replace(run, rewards=(WeightedReward("rising", score, 1.0),))
+
+
+def records(folder: Path, key: str) -> list[dict[str, float]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if key in line]
+
+
+def test_a_run_ends_when_it_has_gained_enough_and_may_go_on(make_run) -> None:
+    changes = {**ONE_CALL_AN_EPOCH, "epochs": 4}
+    outcome = start(rising(make_run(**changes, stop_at_gain=1.5), step=1.0))
+    assert outcome.stopped is not None
+    assert outcome.stopped.epochs == 2
+    assert outcome.stopped.gain == pytest.approx(2.0, abs=1e-5)
+    assert outcome.checkpoint.name == "epoch-0002"
+    assert len(records(make_run().folder, "reward_mean")) == 2
+
+    again = resume(rising(make_run(**changes, stop_at_gain=1.5), step=1.0, begin=10))
+    assert again.stopped is not None
+    assert again.stopped.gain == pytest.approx(10.0, abs=1e-5)  # over the first epoch of all
+    on = resume(rising(make_run(**changes), step=1.0))
+    assert on.stopped is None
+    assert on.checkpoint.name == "epoch-0004"
+
+
+def test_a_falling_reward_stops_nothing(make_run) -> None:
+    run = make_run(**ONE_CALL_AN_EPOCH, epochs=3, stop_at_gain=0.5)
+    assert start(rising(run, step=-1.0)).stopped is None
+    assert checkpoints(run.folder / "checkpoints")[-1].name == "epoch-0003"
+
+
+def test_an_epoch_ends_when_the_network_has_drifted(make_run, tmp_path: Path) -> None:
+    update = {"batch_size": 4, "learning_rate": 1e-2}
+    found = {}
+    for limit in (0.0, 1e-6):
+        folder = tmp_path / str(limit)
+        changes = {"output": str(folder), "update": {**update, "max_drift": limit}}
+        start(make_run(**ONE_CALL_AN_EPOCH, **changes))
+        found[limit] = records(folder, "update")
+    assert Counter(line["epoch"] for line in found[0.0]) == {1: 4, 2: 4}
+    for epoch in (1, 2):
+        drifts = [line["regulariser"] for line in found[1e-6] if line["epoch"] == epoch]
+        assert len(drifts) < 4
+        assert drifts[-1] > 1e-6 >= max(drifts[:-1])
