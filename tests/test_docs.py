@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -30,10 +31,10 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def commands(page: str) -> list[list[str]]:
-    """Every `dagflow ...` line in the console blocks of a page."""
+def commands(page: str, program: str = "dagflow") -> list[list[str]]:
+    """The arguments of every `dagflow ...` line in the console blocks of a page."""
     lines = [line for block in blocks(page, "console") for line in block.splitlines()]
-    return [shlex.split(line)[1:] for line in lines if line.startswith("dagflow ")]
+    return [shlex.split(line)[1:] for line in lines if line.startswith(f"{program} ")]
 
 
 def put_redness(folder: Path, page: str) -> None:
@@ -68,6 +69,17 @@ def test_documented_commands_work(dagflow, tmp_path: Path, page: str) -> None:
         short = SHORT_OPTIONS if new_run else []
         done = dagflow(*words, *short, **variables)
         assert done.returncode == 0, (words, done.stderr)
+    for words in commands(page, "pytest"):
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *words],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
+        assert " passed" in done.stdout
 
 
 def test_the_readmes_reward_trains_and_is_as_short_as_promised(dagflow, tmp_path: Path) -> None:
