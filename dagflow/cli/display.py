@@ -13,8 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 class Display:
     """Shows epoch, phase, reward, loss and time left. A `dagflow.prepare.Watcher`."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, may_stop: bool = False) -> None:
+        """`may_stop`: a run that may end before its last epoch."""
         self._console = console
+        self._most = "at most " if may_stop else ""
         self._numbers: dict[str, float] = {}
         self._epochs_timed: list[float] = []
         self._epoch_start = time.monotonic()
@@ -74,7 +76,7 @@ class Display:
         if "loss" in numbers:
             parts.append(f"loss {numbers['loss']:.4g}")
         if self._epochs_timed:
-            parts.append(f"{_clock(self._left())} left")
+            parts.append(f"{self._most}{_clock(self._left())} left")
         return "  ".join(parts)
 
     def _left(self) -> float:

@@ -138,7 +138,7 @@ def _go(resolved: config.Config, registry: Registry, resume: bool) -> None:
 
     if not resume:
         training.require_free(Path(resolved.output))
-    with Display(err) as display, _stoppable() as stop_asked:
+    with Display(err, resolved.stop_at_gain > 0) as display, _stoppable() as stop_asked:
         run = prepare(resolved, registry, display, stop_asked)
         try:
             outcome = training.resume(run) if resume else training.start(run)

@@ -49,6 +49,18 @@ def test_train_sample_and_resume_from_the_command_line(dagflow, tmp_path: Path) 
     assert (run / "checkpoints" / "epoch-0003").is_dir()
 
 
+def test_a_run_that_has_gained_enough_says_so_and_may_go_on(dagflow) -> None:
+    short = [*SHORT_OPTIONS, "-s", "evaluate.images=0", "-s", "evaluate.grid=0", "-s", "epochs=4"]
+    gains = ["--seed", "3", "-s", "stop_at_gain=0.3"]  # about -1.1 and +0.7 with this seed
+    done = dagflow("train", "--output", "run", *short, *gains)
+    assert done.returncode == 0, done.stderr
+    assert "stopped   after epoch 2 of 4: the reward rose by" in done.stdout
+    done = dagflow("train", "--resume", "run", "-s", "stop_at_gain=0")
+    assert done.returncode == 0, done.stderr
+    assert "stopped" not in done.stdout
+    assert "epoch 4/4" in done.stderr
+
+
 def test_a_lora_folder_draws_like_its_run(dagflow, tmp_path: Path) -> None:
     assert dagflow("train", "--output", "run", "--objective", "db", *SHORT_OPTIONS).returncode == 0
     common = ("--prompt", "a cat", "-n", "2", "--num-inference-steps", "4", "--guidance-scale", "3")
