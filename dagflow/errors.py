@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
+
+OURS = {"dagflow", "torch", "concurrent"}  # whose lines say little about a plugin's mistake
 
 
 class UserError(Exception):
@@ -20,6 +23,20 @@ class NotSaved(RunError):
 
 class PluginError(RunError):
     """Somebody's plugin raised or returned something out of contract; the message names it."""
+
+
+def raised(error: BaseException) -> str:
+    """`raised ValueError: text (FILE, line 12)`, with the innermost line of somebody's plugin."""
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in OURS:
+            place = f" ({frame.f_code.co_filename}, line {line})"
+    return f"raised {described(error)}{place}"
+
+
+def described(error: BaseException) -> str:
+    """`ValueError: text`, or the type alone where there is no text."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from dagflow import __version__, hookspecs
-from dagflow.errors import PluginError, UserError, did_you_mean
+from dagflow.errors import PluginError, UserError, described, did_you_mean, raised
 
 GROUP = "dagflow"
 OWN_DISTRIBUTION = "dagflow-align"
@@ -89,6 +89,7 @@ class Registry:
     provided: tuple[Provided, ...]
     broken: tuple[Broken, ...]
     costs: tuple[Cost, ...] = ()
+    disabled: tuple[str, ...] = ()  # entry points that DAGFLOW_DISABLE_PLUGINS switches off
 
     def names(self, kind: Kind) -> list[str]:
         return sorted({item.name for item in self.provided if item.kind == kind})
@@ -130,8 +131,7 @@ class Registry:
                 raise
             except (Exception, SystemExit) as error:
                 raise PluginError(
-                    f"{kind} '{name}' of {item.distribution} {item.version} failed to start: "
-                    f"{_describe(error)}"
+                    f"{kind} '{name}' of {item.distribution} {item.version} {raised(error)}"
                 ) from error
 
         return make
@@ -145,6 +145,8 @@ class Registry:
         if self.broken:
             failed = ", ".join(item.entry_point for item in self.broken)
             message += f" Plugins that did not load (see `dagflow list-plugins`): {failed}."
+        if self.disabled:
+            message += f" Switched off by {DISABLE_VARIABLE}: {', '.join(self.disabled)}."
         return message
 
 
@@ -156,13 +158,15 @@ def load_plugins() -> Registry:
     """
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
-    disabled = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")}
+    names = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")}
     provided: list[Provided] = []
     broken: list[Broken] = []
     costs: list[Cost] = []
+    disabled: list[str] = []
     for entry_point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         distribution, version = _origin(entry_point)
-        if {entry_point.name, distribution} & disabled:
+        if {entry_point.name, distribution} & names:
+            disabled.append(entry_point.name)
             continue
         started, before = time.perf_counter(), _heavy_modules()
         try:
@@ -170,13 +174,13 @@ def load_plugins() -> Registry:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a plugin may call sys.exit: it must not take us along
-            reason = str(error) if isinstance(error, PluginError) else _describe(error)
+            reason = str(error) if isinstance(error, PluginError) else described(error)
             details = traceback.format_exc()
             broken.append(Broken(entry_point.name, distribution, version, reason, details))
         heavy = tuple(sorted(_heavy_modules() - before))
         seconds = time.perf_counter() - started
         costs.append(Cost(entry_point.name, distribution, seconds, heavy))
-    return Registry(tuple(provided), tuple(broken), tuple(costs))
+    return Registry(tuple(provided), tuple(broken), tuple(costs), tuple(disabled))
 
 
 def _heavy_modules() -> set[str]:
@@ -186,10 +190,6 @@ def _heavy_modules() -> set[str]:
 def _origin(entry_point: EntryPoint) -> tuple[str, str]:
     distribution = entry_point.dist
     return (distribution.name, distribution.version) if distribution else ("unknown", "")
-
-
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _load_one(manager: pluggy.PluginManager, entry_point: EntryPoint) -> list[Provided]:
@@ -235,7 +235,12 @@ def _ask(caller: pluggy.HookCaller, plugin: object, entry_point: EntryPoint) -> 
     for name, factory in answer.items():
         if not isinstance(name, str) or not callable(factory):
             raise PluginError(f"{caller.name}: {name!r} -> {factory!r} is not a name and a factory")
-        inspect.signature(factory)  # some built-in types have none, and could not be given options
+        # some built-in types have no signature, and could not be given options
+        if {"images", "prompts"} <= inspect.signature(factory).parameters.keys():
+            raise PluginError(
+                f"{caller.name}: '{name}' is a reward itself; register what makes it: its class, "
+                f"or a function that returns it"
+            )
         yield Provided(HOOKS[caller.name], name, factory, *_origin(entry_point))
 
 

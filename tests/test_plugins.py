@@ -53,6 +53,13 @@ BROKEN = {
     @dagflow.hookimpl
     def dagflow_register_rewards(): return {"zero": 0}
     """: "is not a name and a factory",
+    """
+    import dagflow
+    class Zero:
+        def __call__(self, images, prompts): return images.sum((1, 2, 3))
+    @dagflow.hookimpl
+    def dagflow_register_rewards(): return {"zero": Zero()}
+    """: "'zero' is a reward itself; register what makes it",
 }
 
 
@@ -99,6 +106,8 @@ def test_a_disabled_plugin_is_not_even_imported(install, monkeypatch: pytest.Mon
     registry = load_plugins()
     assert not registry.broken
     assert "zero" not in registry.names("reward")
+    with pytest.raises(UserError, match="Switched off by DAGFLOW_DISABLE_PLUGINS: hanging, other"):
+        registry.find("reward", "zero")
 
 
 def test_two_providers_of_one_name_are_both_named_when_it_is_asked_for(install) -> None:
@@ -177,5 +186,5 @@ def test_a_missing_option_is_named() -> None:
 def test_a_factory_that_raises_is_reported_with_its_owner(install) -> None:
     install("zeros", GOOD)
     make = load_plugins().maker("reward", "raising", {})
-    with pytest.raises(PluginError, match=r"'raising' of dist-zeros 1.5 failed to start: RuntimeE"):
+    with pytest.raises(PluginError, match=r"'raising' of dist-zeros 1.5 raised RuntimeE.* line 7"):
         make()

@@ -13,7 +13,16 @@ from rich.table import Table
 
 from dagflow import config
 from dagflow.cli.console import out
-from dagflow.plugins import OWN_DISTRIBUTION, Broken, Cost, Provided, load_plugins
+from dagflow.plugins import (
+    DISABLE_VARIABLE,
+    OWN_DISTRIBUTION,
+    Broken,
+    Cost,
+    Provided,
+    load_plugins,
+)
+
+WIDE = 120  # columns
 
 
 def register(app: typer.Typer) -> None:
@@ -33,20 +42,13 @@ def list_plugins(
         records = {
             "plugins": [_record(item) for item in registry.provided],
             "broken": [vars(item) for item in registry.broken],
+            "disabled": list(registry.disabled),
         }
         typer.echo(json.dumps(records, indent=2, default=str))
         return
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("kind", "name"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("distribution", "options", "help"):
-        table.add_column(heading, overflow="fold")
-    for item in sorted(registry.provided, key=lambda item: (item.kind, item.name)):
-        options = ", ".join(f"{key}={value}" for key, value in _options(item).items())
-        origin = f"{item.distribution} {item.version}"
-        row = (item.kind, item.name, origin, options, item.help)
-        table.add_row(*(escape(cell) for cell in row))
-    out.print(table, soft_wrap=False)
+    out.print(_table(registry.provided, wide=out.width >= WIDE), soft_wrap=False)
+    if registry.disabled:
+        out.print(f"off     {escape(', '.join(registry.disabled))} (by {DISABLE_VARIABLE})")
     for broken in registry.broken:
         _print_broken(broken, verbose)
     if verbose:
@@ -59,6 +61,25 @@ def recipes() -> None:
     for name, path in config.recipes().items():
         table.add_row(name, config.recipe_help(path), str(path))
     out.print(table, soft_wrap=False)
+
+
+def _table(provided: Sequence[Provided], wide: bool) -> Table:
+    """A column for each fact, or, where there is no room, one for what fits under another."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("kind", "name"):
+        table.add_column(heading, no_wrap=True)
+    facts = ("distribution", "options", "help")
+    for heading in facts if wide else [", ".join(reversed(facts))]:
+        table.add_column(heading, overflow="fold")
+    for item in sorted(provided, key=lambda item: (item.kind, item.name)):
+        options = ", ".join(f"{key}={value}" for key, value in _options(item).items())
+        cells = [
+            escape(text) for text in (f"{item.distribution} {item.version}", options, item.help)
+        ]
+        if not wide:
+            cells = ["\n".join(cell for cell in reversed(cells) if cell)]
+        table.add_row(item.kind, escape(item.name), *cells)
+    return table
 
 
 def _print_broken(broken: Broken, verbose: bool) -> None:

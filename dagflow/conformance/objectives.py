@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dagflow.conformance.contract import Contract, advise
 from dagflow.conformance.poison import Poisoned, poisoned
+from dagflow.errors import raised
 from dagflow.types import Needs, PolicySpec, Transitions
 
 COUNT, TRAJECTORIES, PROMPTS = 8, 4, 2
@@ -215,8 +216,8 @@ class ObjectiveContract(Contract):
             raise
         except Exception as error:
             advise(
-                f"{self.label} raised {type(error).__name__} on {len(batch.log_pf)} transitions: "
-                f"{error}. Fields of the batch that its needs do not ask for are None."
+                f"{self.label} {raised(error)} on {len(batch.log_pf)} transitions. Fields of the "
+                f"batch that its needs do not ask for are None."
             )
 
     def _ask(self, objective: Any, batch: Transitions) -> tuple[Tensor, Any]:

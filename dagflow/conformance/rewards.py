@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dagflow.conformance.contract import Contract, advise
+from dagflow.errors import raised
 from dagflow.types import Prompt, Reward
 
 SIDE = 32
@@ -129,7 +130,7 @@ class RewardContract(Contract):
             )
 
     def test_empty_batch(self) -> None:
-        scores = self.score(images()[:0], [], "an empty batch")
+        scores = _checked(self._raw(images()[:0], [], "an empty batch"))
         if scores.shape != (0,):
             advise(
                 f"{self.label} returned the shape {tuple(scores.shape)} for no images, not (0,). "
@@ -137,7 +138,7 @@ class RewardContract(Contract):
             )
 
     def test_batch_of_one(self) -> None:
-        scores = self.score(images()[:1], self.prompts()[:1], "one image")
+        scores = _checked(self._raw(images()[:1], self.prompts()[:1], "one image"))
         if scores.shape != (1,):
             advise(
                 f"{self.label} returned the shape {tuple(scores.shape)} for one image, not (1,). A "
@@ -148,7 +149,7 @@ class RewardContract(Contract):
         for height, width in ODD_SIZES:
             what = f"images of {height} x {width} pixels"
             scores = self.score(images(height, width), self.prompts(), what)
-            if scores.shape != (len(TEXTS),) or not scores.isfinite().all():
+            if not scores.isfinite().all():
                 advise(
                     f"{self.label} returned {scores.tolist()} for {what}. Images come in the "
                     f"model's size: resize them to what the reward wants, or pad."
@@ -158,7 +159,7 @@ class RewardContract(Contract):
         for what, text in UNUSUAL_TEXTS.items():
             prompt = Prompt(text, self.metadata)
             scores = self.score(images()[:1], [prompt], f"a prompt of {what}")
-            if scores.shape != (1,) or not scores.isfinite().all():
+            if not scores.isfinite().all():
                 advise(
                     f"{self.label} returned {scores.tolist()} for a prompt of {what}. Tell the "
                     f"tokenizer truncation=True, and read files as UTF-8."
@@ -184,8 +185,14 @@ class RewardContract(Contract):
         return [Prompt(text, dict(self.metadata)) for text in TEXTS]
 
     def score(self, batch: Tensor, prompts: Sequence[Prompt], what: str) -> Tensor:
-        """The scores of a batch, float32; `what` it is goes into the message of a failure."""
-        return _checked(self._raw(batch, prompts, what))
+        """The scores of a batch, float32 (B,); `what` it is goes into the message of a failure."""
+        scores = _checked(self._raw(batch, prompts, what))
+        if scores.shape != (len(batch),):
+            advise(
+                f"{self.label} returned the shape {tuple(scores.shape)} for {what}, not "
+                f"({len(batch)},): one number for each image is due."
+            )
+        return scores
 
     def _raw(self, batch: Tensor, prompts: Sequence[Prompt], what: str) -> Any:
         cls = type(self)
@@ -196,8 +203,8 @@ class RewardContract(Contract):
                 return self._built[cls](batch, prompts)
         except (Exception, SystemExit) as error:
             advise(
-                f"{self.label} raised {type(error).__name__} for {what}: {error}. A run would stop "
-                f"here: return a score for every image and prompt that can come."
+                f"{self.label} {raised(error)} for {what}. A run would stop here: return a score "
+                f"for every image and prompt that can come."
             )
 
     def _near(self, found: Tensor, due: Tensor, scores: Tensor) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from dagflow.diffusion.noise import Stream, generator
-from dagflow.errors import PluginError, UserError
+from dagflow.errors import PluginError, UserError, raised
 from dagflow.types import Prompt, PromptSource
 
 
@@ -32,7 +32,7 @@ def _items(name: str, source: Iterable[Prompt | str]) -> list[Prompt | str]:
     try:
         return list(source)
     except Exception as error:
-        raise PluginError(f"prompts '{name}' raised {type(error).__name__}: {error}") from error
+        raise PluginError(f"prompts '{name}' {raised(error)}") from error
 
 
 def heldout_prompts(

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from dagflow.errors import PluginError
+from dagflow.errors import PluginError, raised
 from dagflow.types import Prompt, Reward
 
 Scores = Callable[[], Tensor]  # waits for what was asked: float32 (R, B)
@@ -101,9 +101,7 @@ def _ask(item: WeightedReward, images: Tensor, prompts: Sequence[Prompt]) -> Ten
     except PluginError as error:  # it says itself what happened
         raise PluginError(f"reward '{item.label}': {error}") from error
     except (Exception, SystemExit) as error:
-        raise PluginError(
-            f"reward '{item.label}' raised {type(error).__name__}: {error}"
-        ) from error
+        raise PluginError(f"reward '{item.label}' {raised(error)}") from error
     if not isinstance(values, Tensor) or values.shape != (len(images),):
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise PluginError(

@@ -14,7 +14,7 @@ from dagflow.config import UpdateTable
 from dagflow.diffusion import path as gaussian
 from dagflow.diffusion.path import GaussianPath
 from dagflow.engine.scoring import Scores, WeightedReward, ask, total
-from dagflow.errors import PluginError, RunError
+from dagflow.errors import PluginError, RunError, raised
 from dagflow.policies.stable_diffusion import StableDiffusionPolicy
 from dagflow.types import FlowObjective, LogDensity, Objective, Trajectories, Transitions
 
@@ -155,7 +155,7 @@ def _objective_backward(
         raise
     except Exception as error:
         name = type(learner.objective).__name__
-        raise PluginError(f"objective {name} raised {type(error).__name__}: {error}") from error
+        raise PluginError(f"objective {name} {raised(error)}") from error
     if not loss.isfinite().all():
         raise RunError("the loss is not finite; the step was not taken")
 

@@ -181,6 +181,9 @@ def test_list_plugins_names_everything_and_speaks_json(dagflow) -> None:
     shown = dagflow("list-plugins", COLUMNS="200").stdout
     for word in ("jpeg-compressibility", "animals", "kl", "dagflow-align", "quality=95"):
         assert word in shown
+    narrow = dagflow("list-plugins", COLUMNS="80", DAGFLOW_DISABLE_PLUGINS="remote").stdout
+    assert "quality=95" in narrow  # not folded within a word
+    assert "off     remote (by DAGFLOW_DISABLE_PLUGINS)" in narrow
     records = json.loads(dagflow("list-plugins", "--json").stdout)
     assert not records["broken"]
     [file] = [item for item in records["plugins"] if item["name"] == "file"]

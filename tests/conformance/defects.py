@@ -56,10 +56,15 @@ REWARDS: list[Defect] = [
             "Whole numbers."
             return lambda images, prompts: (255 * images.mean((1, 2, 3))).long()
     """),
-    ("returns_one_float_for_each_image", "raised KeyError for images of 32 x 32", """
+    ("returns_one_float_for_each_image", "raised KeyError: 'bias' (", """
         def factory():
             "Reads what is not there."
             return lambda images, prompts: images.mean((1, 2, 3)) + prompts[0].metadata["bias"]
+    """),
+    ("order_of_the_batch_is_kept", "returned the shape (6, 1) for a batch, not (6,)", """
+        def factory():
+            "A column."
+            return lambda images, prompts: images.mean((1, 2, 3))[:, None]
     """),
     ("scores_are_finite", "for a black image", """
         def factory():
@@ -157,7 +162,7 @@ REWARDS: list[Defect] = [
                 images.mean((1, 2, 3)) / (1.0 if images.shape[2] == 32 else float("nan"))
             )
     """),
-    ("unusual_prompts", "raised UnicodeEncodeError for a prompt of non-ASCII", """
+    ("unusual_prompts", "raised UnicodeEncodeError: ", """
         def factory():
             "ASCII alone."
             return lambda images, prompts: images.mean((1, 2, 3)) + sum(
@@ -360,7 +365,7 @@ OBJECTIVES: list[Defect] = [
             def __init__(self, spec): pass
             def __call__(self, batch): return batch.log_pf**2
     """),
-    ("loss_is_one_number_for_each_transition", "raised TypeError on 8 transitions", """
+    ("loss_is_one_number_for_each_transition", "on 8 transitions", """
         class factory:
             "Fails."
             needs = Needs()
