@@ -105,8 +105,6 @@ class UpdateTable(Table):
     """Gradient norm at which each of the two groups is clipped."""
     regulariser: float = Field(1.0, ge=0)
     """Coefficient of the mean squared distance to the rollout network's guided prediction."""
-    max_drift: float = Field(0.0, ge=0)
-    """Sample anew as soon as that distance (the metric `regulariser`) exceeds this; 0: never."""
 
 
 class LoraTable(Table):

@@ -180,7 +180,7 @@ class _Session:
             self.run.watcher.advance(1)
 
     def _update(self, data: Epoch) -> None:
-        """The epoch's optimizer steps, until the network has drifted too far from its samples."""
+        """The epoch's optimizer steps."""
         windows = cut(self.config, self.position.epoch, self.run.path.steps)
         done = self.position.window
         self.run.watcher.phase("update", len(windows) - done, self.position.epoch + 1)
@@ -188,18 +188,12 @@ class _Session:
             self.run.stop_if_asked()
             beta = self.config.beta(self.position.update)
             numbers = update(self.run.learner, self._window(data, rows, beta))
-            drifted = 0 < self.config.update.max_drift < numbers["regulariser"]
-            self.position = replace(
-                self.position,
-                window=len(windows) if drifted else self.position.window + 1,
-                update=self.position.update + 1,
-            )
-            record = {"epoch": self.position.epoch + 1, "update": self.position.update}
-            self._metrics.write({**record, "beta": beta, **numbers})
+            window, count = self.position.window + 1, self.position.update + 1
+            self.position = replace(self.position, window=window, update=count)
+            record = {"epoch": self.position.epoch + 1, "update": count, "beta": beta}
+            self._metrics.write({**record, **numbers})
             self.run.watcher.show(numbers)
             self.run.watcher.advance(1)
-            if drifted:
-                break
 
     def _window(self, data: Epoch, rows: Tensor, beta: float) -> Window:
         run, final_beta = self.run, self.config.objective.beta

@@ -1,9 +1,8 @@
-"""When a run, or an epoch, ends early."""
+"""When a run ends early."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -55,18 +54,3 @@ def test_a_falling_reward_stops_nothing(make_run) -> None:
     run = make_run(**ONE_CALL_AN_EPOCH, epochs=3, stop_at_gain=0.5)
     assert start(rising(run, step=-1.0)).stopped is None
     assert checkpoints(run.folder / "checkpoints")[-1].name == "epoch-0003"
-
-
-def test_an_epoch_ends_when_the_network_has_drifted(make_run, tmp_path: Path) -> None:
-    update = {"batch_size": 4, "learning_rate": 1e-2}
-    found = {}
-    for limit in (0.0, 1e-6):
-        folder = tmp_path / str(limit)
-        changes = {"output": str(folder), "update": {**update, "max_drift": limit}}
-        start(make_run(**ONE_CALL_AN_EPOCH, **changes))
-        found[limit] = records(folder, "update")
-    assert Counter(line["epoch"] for line in found[0.0]) == {1: 4, 2: 4}
-    for epoch in (1, 2):
-        drifts = [line["regulariser"] for line in found[1e-6] if line["epoch"] == epoch]
-        assert len(drifts) < 4
-        assert drifts[-1] > 1e-6 >= max(drifts[:-1])
