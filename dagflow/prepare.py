@@ -144,7 +144,7 @@ def _background(label: str, reward: Reward) -> Background | None:
     concurrency = getattr(reward, "concurrency", None)
     if concurrency is None:
         return None
-    if not isinstance(concurrency, int) or concurrency < 1:
+    if type(concurrency) is not int or concurrency < 1:
         raise PluginError(
             f"reward '{label}' has concurrency = {concurrency!r}; a whole number from 1 is due"
         )

@@ -17,7 +17,7 @@ from dagflow.engine import checkpoint as checkpoints
 from dagflow.engine import pictures
 from dagflow.engine.checkpoint import Position
 from dagflow.engine.metrics import Clock, JsonLines
-from dagflow.engine.normalise import mean_and_deviation, moments, normalised, summary
+from dagflow.engine.normalise import SMALLEST, mean_and_deviation, moments, normalised, summary
 from dagflow.engine.scoring import WeightedReward
 from dagflow.engine.transitions import cut
 from dagflow.engine.update import Window, current_potentials, update, warm_up
@@ -111,8 +111,9 @@ def _train(run: Run, position: Position, rollout_lora: dict[str, Tensor]) -> Out
     except Exception:
         session.save()
         raise
+    checkpoint = session.save()
     comparison = _evaluate(run, normalised(run.rewards, session.position.statistics))
-    return Outcome(session.save(), comparison, stopped)
+    return Outcome(checkpoint, comparison, stopped)
 
 
 def _open_logs(run: Run) -> None:
@@ -137,15 +138,15 @@ class _Session:
         for epoch in range(self.position.epoch, self.config.epochs):
             clock = Clock()
             data = collect(self.run, epoch, self.position.statistics, self._rollout_lora, clock)
-            gain = self._gain(data.final)
-            if 0 < self.config.stop_at_gain <= gain:
+            gain = self._gain(epoch, data.final)
+            if not self.position.window and 0 < self.config.stop_at_gain <= gain:
                 return Stopped(epoch, gain)
             if self.position.update == 0:
                 self._warm_up(data)
                 clock.lap("warm_up")
             self._update(data)
             clock.lap("update")
-            self._end_epoch(data, clock)
+            self._end_epoch(data, gain, clock)
         return None
 
     def save(self) -> Path:
@@ -158,11 +159,16 @@ class _Session:
         folder, keep = self.run.folder / "checkpoints", self.config.checkpoint.keep
         return checkpoints.save(folder, self.run.learner, here, self._rollout_lora, keep)
 
-    def _gain(self, rewards: Tensor) -> float:
-        """Of the mean reward over the first epoch's, in its deviations."""
+    def _gain(self, epoch: int, rewards: Tensor) -> float:
+        """Of the mean reward over that of the first epoch, in its deviations.
+
+        "First" is the first whose rewards are weighed as all later ones are; 0 until then.
+        """
+        if epoch < max(item.normalise_epochs for item in self.run.rewards) - 1:
+            return 0.0
         mean, deviation = self.position.first_reward or moments(rewards)
         self.position = replace(self.position, first_reward=(mean, deviation))
-        return (float(rewards.mean()) - mean) / deviation if deviation else 0.0
+        return (float(rewards.mean()) - mean) / deviation if deviation > SMALLEST else 0.0
 
     def _warm_up(self, data: Epoch) -> None:
         """Train the objective's own parameters alone, at the first beta above zero."""
@@ -203,7 +209,7 @@ class _Session:
             window = replace(window, potentials=values)
         return window
 
-    def _end_epoch(self, data: Epoch, clock: Clock) -> None:
+    def _end_epoch(self, data: Epoch, gain: float, clock: Clock) -> None:
         """Log, draw and save."""
         epoch, config = self.position.epoch + 1, self.config
         self.position = replace(self.position, epoch=epoch, window=0, statistics=data.statistics)
@@ -212,7 +218,7 @@ class _Session:
         numbers |= summary(data.rewards, data.raw, config.beta(self.position.update - 1))
         for item, values in zip(self.run.measured, data.measured, strict=True):
             numbers |= mean_and_deviation(f"eval_rewards.{item.label}", values)
-        self._metrics.write({"epoch": epoch, **numbers})
+        self._metrics.write({"epoch": epoch, **numbers, "gain": gain})
         if config.evaluate.grid:
             _draw_grid(self.run, epoch)
             clock.lap("grid")

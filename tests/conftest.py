@@ -6,15 +6,17 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from dagflow import config
+from dagflow import Prompt, config
 from dagflow.config import Config
+from dagflow.engine.scoring import WeightedReward, ask, total
 from dagflow.engine.update import Window
 from dagflow.plugins import load_plugins
 from dagflow.prepare import Run, prepare
@@ -115,6 +117,11 @@ def put_plugin(
         f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.5\nRequires-Dist: {requires}\n"
     )
     (info / "entry_points.txt").write_text(f"[dagflow]\n{entry_point or module} = {module}\n")
+
+
+def score(rewards: Sequence[WeightedReward], images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """The total of all rewards, (B,)."""
+    return total(rewards, ask(rewards, images, prompts)())
 
 
 def first_window(run: Run) -> Window:

@@ -8,13 +8,16 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+import torch
 
+from dagflow.config import EvaluateTable
 from dagflow.engine.checkpoint import checkpoints
 from dagflow.engine.scoring import WeightedReward
-from dagflow.prepare import Run
+from dagflow.prepare import Interrupted, Run
 from dagflow.train import resume, start
 
 ONE_CALL_AN_EPOCH = {"rollout": {"potential": "none"}, "evaluate": {"images": 0, "grid": 0}}
+EVALUATED = EvaluateTable(images=2, grid=0)
 
 
 def rising(run: Run, step: float, begin: int = 0) -> Run:
@@ -48,6 +51,34 @@ def test_a_run_ends_when_it_has_gained_enough_and_may_go_on(make_run) -> None:
     on = resume(rising(make_run(**changes), step=1.0))
     assert on.stopped is None
     assert on.checkpoint.name == "epoch-0004"
+
+
+def test_a_run_that_stops_is_saved_before_it_is_evaluated(make_run) -> None:
+    asked = []
+    changes = {**ONE_CALL_AN_EPOCH, "epochs": 4, "checkpoint": {"every": 10}}
+    run = make_run(lambda: bool(asked), **changes, stop_at_gain=1.5)
+    run = rising(replace(run, config=run.config.model_copy(update={"evaluate": EVALUATED})), 1.0)
+    run.watcher.phase = lambda name, total, epoch: asked.extend([name] * (name == "evaluate"))
+    with pytest.raises(Interrupted):
+        start(run)
+    assert checkpoints(run.folder / "checkpoints")[-1].name == "epoch-0002"
+
+
+def test_a_reward_that_does_not_vary_stops_nothing(make_run) -> None:
+    run = make_run(**ONE_CALL_AN_EPOCH, epochs=2, stop_at_gain=0.5)
+    calls = count()
+    constant = WeightedReward("constant", lambda i, p: torch.full((4,), 0.3 + next(calls)), 1.0)
+    assert start(replace(run, rewards=(constant,))).stopped is None
+
+
+def test_a_normalised_rewards_gain_counts_from_the_last_epoch_that_moves_it(make_run) -> None:
+    run = rising(make_run(**ONE_CALL_AN_EPOCH, epochs=6, stop_at_gain=1.5), step=1.0)
+    [item] = run.rewards
+    outcome = start(replace(run, rewards=(replace(item, normalise_epochs=3),)))
+    assert outcome.stopped is not None
+    assert outcome.stopped.epochs == 4  # 2 deviations above the third
+    gains = [line["gain"] for line in records(run.folder, "gain")]
+    assert gains == pytest.approx([0, 0, 0, 1], abs=1e-4)
 
 
 def test_a_falling_reward_stops_nothing(make_run) -> None:

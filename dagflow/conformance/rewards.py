@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from threading import Barrier
 from typing import Any, ClassVar
 
 import pytest
@@ -17,6 +17,7 @@ from dagflow.errors import raised
 from dagflow.types import Prompt, Reward
 
 SIDE = 32
+THREAD_ROUNDS = 20
 ODD_SIZES = ((37, 53), (48, 21))
 TEXTS = ("a cat", "a red dog", "an ant on the moon", "three blue whales", "a goose", "pigs")
 UNUSUAL_TEXTS = {
@@ -118,12 +119,17 @@ class RewardContract(Contract):
             pytest.skip(f"{self.label} has no `concurrency`, so it is called from one thread.")
         if not isinstance(threads, int) or threads < 1:
             advise(f"{self.label} has concurrency = {threads!r}. Make it a whole number from 1.")
-        batches = [images().roll(k, 0) for k in range(2 * threads)]
+        batches = [images().roll(k, 0) for k in range(threads)]
         one_by_one = [self.score(batch, self.prompts(), "a batch") for batch in batches]
+        begin = Barrier(threads)
+
+        def ask(batch: Tensor) -> Tensor:
+            begin.wait(60)
+            return self.score(batch, self.prompts(), "a batch in another thread")
+
         with ThreadPoolExecutor(threads) as pool:
-            ask = partial(self.score, prompts=self.prompts(), what="a batch in another thread")
-            together = list(pool.map(ask, batches))
-        if not all(map(torch.equal, one_by_one, together)):
+            together = list(pool.map(ask, THREAD_ROUNDS * batches))
+        if not all(map(torch.equal, THREAD_ROUNDS * one_by_one, together)):
             advise(
                 f"{self.label} has concurrency = {threads}, but scores differ when so many calls "
                 f"run at once. Keep nothing on self during a call, or remove `concurrency`."

@@ -33,7 +33,7 @@ class Position:
     window: int = 0  # optimizer steps done in the epoch after those
     warm_up: int = 0  # steps of the flow warm-up done
     update: int = 0  # optimizer steps done in all; decides beta
-    first_reward: tuple[float, float] | None = None  # mean and deviation in the first epoch
+    first_reward: tuple[float, float] | None = None  # mean and deviation; see stop_at_gain
     metrics_bytes: int = 0  # length of metrics.jsonl
     timings_bytes: int = 0  # length of timings.jsonl
     statistics: Mapping[str, Statistics] = field(default_factory=dict)  # of rewards, before `epoch`

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from queue import Queue
 
 import torch
 from torch import Tensor, nn
@@ -18,22 +19,47 @@ Scores = Callable[[], Tensor]  # waits for what was asked: float32 (R, B)
 
 
 class Background:
-    """Calls in `concurrency` threads; as many more wait, and with them their images."""
+    """Calls in `concurrency` threads; as many more wait, and with them their images.
+
+    After a failure nothing more is called: all calls that wait, and those to come, fail likewise.
+    The threads are daemons, unlike an executor's, so that a call that hangs does not keep a run
+    from ending.
+    """
 
     def __init__(self, concurrency: int) -> None:
-        self._room = threading.BoundedSemaphore(2 * concurrency)
-        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="reward")
+        self._jobs: Queue[tuple[Future[Tensor], Callable[[], Tensor]]] = Queue(concurrency)
+        self._failure: BaseException | None = None
+        for _ in range(concurrency):
+            threading.Thread(target=self._work, name="reward", daemon=True).start()
 
     def submit(self, call: Callable[[], Tensor]) -> Future[Tensor]:
-        """The result to come. Returns at once, or as soon as there is room."""
-        self._room.acquire()
-        future = self._pool.submit(call)
-        future.add_done_callback(lambda _: self._room.release())
+        """The result to come. Returns at once, or as soon as there is room.
+
+        Raises what an earlier call raised.
+        """
+        if self._failure:
+            raise self._failure
+        future: Future[Tensor] = Future()
+        self._jobs.put((future, call))
         return future
 
     def close(self) -> None:
-        """Forget the calls that wait."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Call nothing more."""
+        self._failure = self._failure or RuntimeError("the rewards are closed")
+
+    def _work(self) -> None:
+        while True:
+            self._call(*self._jobs.get())
+
+    def _call(self, future: Future[Tensor], call: Callable[[], Tensor]) -> None:
+        """In a function of its own, so that no local name keeps the images until the next call."""
+        try:
+            if self._failure:
+                raise self._failure
+            future.set_result(call())
+        except BaseException as error:
+            self._failure = self._failure or error
+            future.set_exception(error)
 
 
 @dataclass(frozen=True)
@@ -55,19 +81,12 @@ def place(reward: Reward, device: torch.device) -> Reward:
     return reward
 
 
-def score(rewards: Sequence[WeightedReward], images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-    """The weighted sum of all rewards, float32 (B,), on the device of the images.
-
-    images: float32 (B, 3, height, width) in [0, 1]. Raises PluginError if a reward raises or
-    returns a wrong shape or a value that is not finite, naming the reward and the prompt.
-    """
-    return total(rewards, ask(rewards, images, prompts)())
-
-
 def ask(rewards: Sequence[WeightedReward], images: Tensor, prompts: Sequence[Prompt]) -> Scores:
     """Have R rewards score the images; those with a `background` do so while the caller goes on.
 
-    What it returns gives the scores without weights. Either raises as `score` does.
+    images: float32 (B, 3, height, width) in [0, 1]. Returns a function that waits for the scores,
+    without weights. This or that raises PluginError if a reward raises or returns a wrong shape or
+    a value that is not finite, naming the reward and the prompt.
     """
     pending = {
         item.label: item.background.submit(partial(_ask, item, images, prompts))

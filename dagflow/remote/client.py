@@ -63,6 +63,8 @@ class RemoteReward:
     Raises UserError if there is no usable server at the URL.
     """
 
+    concurrency = 2  # a batch is scored while the next one travels
+
     def __init__(
         self,
         url: str,
@@ -77,7 +79,6 @@ class RemoteReward:
         self._url = checked_url(url)
         self._moved = moved or (lambda: self._url)
         self._patience, self._in_flight, self._batch = patience, in_flight, batch
-        self.concurrency = in_flight
         self._http = _client(token, patience, in_flight)
         self._offer = self._handshake()
 
@@ -234,7 +235,7 @@ def _client(token: str, patience: Patience, in_flight: int) -> httpx2.Client:
     return httpx2.Client(
         headers=headers,
         timeout=httpx2.Timeout(
-            patience.read_timeout,
+            RemoteReward.concurrency * patience.read_timeout,  # the batch before it comes first
             connect=patience.connect_timeout,
             pool=None,  # a request may wait for others of ours as long as they take
         ),

@@ -150,6 +150,8 @@ class IsolatedReward:
     PluginError if the reward fails to load.
     """
 
+    concurrency = RemoteReward.concurrency
+
     def __init__(
         self,
         target: str,
@@ -174,11 +176,6 @@ class IsolatedReward:
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """See `RemoteReward`; raises PluginError also if the server dies too often."""
         return self._remote(images, prompts)
-
-    @property
-    def concurrency(self) -> int:
-        """How many calls may wait for the server at a time."""
-        return self._remote.concurrency
 
     @property
     def pid(self) -> int:

@@ -16,9 +16,9 @@ from dagflow import train as training
 from dagflow.diffusion.path import predicted_x0, state_at
 from dagflow.engine.checkpoint import checkpoints
 from dagflow.engine.prompts import as_prompts, draw_prompts
-from dagflow.engine.scoring import Background, WeightedReward, place, score
+from dagflow.engine.scoring import Background, WeightedReward, place
 from dagflow.engine.transitions import cut
-from tests.conftest import first_window, short_config
+from tests.conftest import first_window, score, short_config
 
 PROMPTS = tuple(Prompt(f"prompt {k}") for k in range(7))
 
@@ -114,30 +114,25 @@ def test_a_reward_out_of_contract_is_reported_by_name(answer, message: str) -> N
         score([WeightedReward("mine", answer, 1.0)], torch.rand(2, 3, 4, 4), PROMPTS[:2])
 
 
-def patient(concurrency: int) -> tuple[WeightedReward, threading.Event]:
-    """A reward whose first call does not end before the second has begun, and a sign that it has.
-
-    Without a background the first call would wait in vain, and fail.
-    """
-    calls, second = count(1), threading.Event()
-
-    def answer(images, prompts):
-        if next(calls) == 1:
-            assert second.wait(30), "nobody called again"
-        else:
-            second.set()
-        return images.mean((1, 2, 3))
-
-    return WeightedReward("patient", answer, 1.0, background=Background(concurrency)), second
-
-
 def test_a_reward_with_concurrency_is_asked_while_sampling_goes_on(make_run) -> None:
+    """Its first call ends only when two more steps have been taken; in the foreground, never."""
     run = make_run(rollout={"batch_size": 2})
     mean = WeightedReward("mean", lambda images, prompts: images.mean((1, 2, 3)), 1.0)
     expected = first_window(replace(run, rewards=(mean,)))
-    item, second = patient(concurrency=2)
+    steps, called, moved = count(1), threading.Event(), threading.Event()
+
+    def advance(units: int) -> None:
+        if called.is_set() and next(steps) == 2:
+            moved.set()
+
+    def answer(images, prompts):
+        called.set()
+        assert moved.wait(30), "no step was taken"
+        return images.mean((1, 2, 3))
+
+    run.watcher.advance = advance
+    item = WeightedReward("patient", answer, 1.0, background=Background(2))
     found = first_window(replace(run, rewards=(item,)))
-    assert second.is_set()
     assert torch.equal(found.potentials, expected.potentials)
     assert not found.potentials.requires_grad
 
@@ -161,8 +156,28 @@ def test_a_reward_that_fails_in_the_background_names_itself(make_run) -> None:
     with pytest.raises(PluginError, match="reward 'broken' raised ZeroDivisionError"):
         training.start(replace(run, rewards=(broken,)))
     assert checkpoints(run.folder / "checkpoints")
-    with pytest.raises(RuntimeError, match="after shutdown"):
-        broken.background.submit(lambda: torch.ones(1))
+
+
+def test_after_a_failure_or_the_end_nothing_more_is_called() -> None:
+    background, go, called = Background(1), threading.Event(), []
+
+    def fail():
+        go.wait(30)
+        raise ValueError("first")
+
+    first = background.submit(fail)
+    waiting = background.submit(lambda: called.append(1))
+    go.set()
+    for future in (first, waiting):
+        with pytest.raises(ValueError, match="first"):
+            future.result(30)
+    with pytest.raises(ValueError, match="first"):
+        background.submit(lambda: called.append(2))
+    background = Background(1)
+    background.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        background.submit(lambda: called.append(3))
+    assert not called
 
 
 def test_potentials_are_rewards_of_decoded_previews_and_of_the_image(make_run) -> None:

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from dagflow.diffusion import path as gaussian
-from dagflow.engine.scoring import score
 from dagflow.engine.update import _log_flow, _scale, current_potentials, update, warm_up
 from dagflow.errors import RunError
 from dagflow.types import Needs, Transitions
-from tests.conftest import first_window
+from tests.conftest import first_window, score
 
 
 def reference_loss(run, window, objective: str) -> torch.Tensor:

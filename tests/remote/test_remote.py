@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import httpx2
 import pytest
@@ -91,6 +93,17 @@ def test_one_thread_makes_and_calls_the_reward_one_call_at_a_time(serve) -> None
     assert len(threads) == 1
 
 
+def test_the_read_timeout_is_for_one_batch_although_two_are_under_way(serve) -> None:
+    def reward(batch, prompts):
+        time.sleep(1.2)
+        return brightness(batch, prompts)
+
+    remote = RemoteReward(serve(reward), "", replace(QUICK, read_timeout=2.0, retries=0))
+    with ThreadPoolExecutor(remote.concurrency) as pool:
+        calls = [pool.submit(remote, images(2), PROMPTS[:2]) for _ in range(remote.concurrency)]
+        assert all(call.result().shape == (2,) for call in calls)
+
+
 def test_a_reward_that_raises_is_named_with_its_prompt_and_not_asked_again(serve) -> None:
     calls: list[int] = []
 
@@ -118,7 +131,7 @@ def test_a_reward_that_returns_something_else_is_reported(serve, answer, message
 
 
 def test_the_engine_names_the_reward_by_its_label(serve) -> None:
-    from dagflow.engine.scoring import WeightedReward, score
+    from dagflow.engine.scoring import WeightedReward, ask
 
     def raising(batch, prompts):
         raise ValueError("no")
@@ -132,7 +145,7 @@ def test_the_engine_names_the_reward_by_its_label(serve) -> None:
     ):
         far = WeightedReward("far", RemoteReward(serve(reward), "", QUICK), 1.0)
         with pytest.raises(PluginError, match=message):
-            score([far], images(), PROMPTS)
+            ask([far], images(), PROMPTS)()
 
 
 def test_the_trainer_waits_for_a_reward_that_is_still_loading(serve) -> None:
