@@ -49,7 +49,7 @@ def test_overrides_are_toml_values_or_plain_text() -> None:
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("epoch=3", "there is no setting 'epoch'. Did you mean 'epochs'? Known here: epochs, seed"),
+        ("epoch=3", "there is no setting 'epoch'. Did you mean 'epochs'? Known here: epochs, stop"),
         ("update.batchsize=3", "no setting 'update.batchsize'. Did you mean 'batch_size'?"),
         ("epochs=many", "epochs = 'many': input should be a valid integer"),
         ("epochs=0", "epochs = 0: input should be greater than 0"),
