@@ -14,6 +14,7 @@ from dagflow.types import (
     RewardFactory,
     Transitions,
 )
+from dagflow.weights import WeightFile, locate, reads
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,9 @@ __all__ = [
     "RunError",
     "Transitions",
     "UserError",
+    "WeightFile",
     "__version__",
     "hookimpl",
+    "locate",
+    "reads",
 ]

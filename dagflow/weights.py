@@ -1,0 +1,183 @@
+"""Published files that plugins read: where they come from, and proof that they are the ones."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dagflow.errors import UserError, described
+
+VARIABLE = "DAGFLOW_WEIGHTS"
+CHUNK = 1 << 20  # bytes
+SHA256 = re.compile("[0-9a-f]{64}")
+
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One published file, pinned: a plugin names what it reads, and dagflow finds, fetches, checks.
+
+    It comes from the model hub (`repo` and `revision`, a commit), or from `url` if there is one;
+    `repo` is then the name under which it is kept. Where no `sha256` is known, a file that came
+    from the hub is held against the hub's own.
+    """
+
+    repo: str  # "owner/name"
+    filename: str
+    revision: str
+    size: int  # bytes, about
+    licence: str
+    sha256: str = ""
+    url: str = ""
+
+    @property
+    def name(self) -> str:
+        """By which commands know it, and where it lies in the folder DAGFLOW_WEIGHTS."""
+        return f"{self.repo}/{self.filename}"
+
+    @property
+    def source(self) -> str:
+        """Where it comes from, in words."""
+        return self.url or f"the model hub (revision {self.revision[:12]})"
+
+
+def reads(*files: WeightFile) -> Callable[[Factory], Factory]:
+    """Say on a factory which files it may read, for `dagflow weights`."""
+
+    def mark(factory: Factory) -> Factory:
+        factory.weights = files  # type: ignore[attr-defined]
+        return factory
+
+    return mark
+
+
+def locate(file: WeightFile, folder: str = "") -> Path:
+    """The path of the file, checked; fetched first if it is not on this machine.
+
+    With a `folder` it is the file of that name there: the user's own, not held against what was
+    published. Raises UserError if the file is neither here nor to be had, or not the published one.
+    """
+    if folder:
+        return _own(file, Path(folder))
+    path = find(file)
+    if path is None:
+        return pull(file)
+    check(file, path)
+    return path
+
+
+def find(file: WeightFile) -> Path | None:
+    """The file on this machine, unchecked: in the folder DAGFLOW_WEIGHTS, or fetched earlier."""
+    candidates = [_cached_download(file) if file.url else _cached_by_the_hub(file)]
+    if folder := os.environ.get(VARIABLE):
+        candidates.insert(0, Path(folder, file.name))
+    return next((path for path in candidates if path and path.is_file()), None)
+
+
+def pull(file: WeightFile, progress: Callable[[int], None] | None = None) -> Path:
+    """Fetch the file into the cache, and check it. Raises UserError.
+
+    `progress` is called with bytes as they come, of a file with a `url`; the hub's client shows a
+    bar of its own.
+    """
+    try:
+        path = _download(file, progress) if file.url else _download_from_the_hub(file)
+    except UserError:
+        raise
+    except Exception as error:  # of two clients, with exceptions of their own
+        reason = described(error).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"{file.name} ({megabytes(file.size)}) is not on this machine, and could not be "
+            f"fetched from {file.source}: {reason}. With a network, `dagflow weights pull "
+            f"{file.name}` fetches it; or set {VARIABLE} to a folder that holds {file.name}."
+        ) from None
+    check(file, path)
+    return path
+
+
+def check(file: WeightFile, path: Path) -> str:
+    """Compare with the published sha256; return it, or "" if none is known. Raises UserError."""
+    expected = file.sha256 or _hubs_own(path)
+    if expected and (found := _hash(path)) != expected:
+        raise UserError(
+            f"{path} is not the {file.filename} that was published: its sha256 is {found}, and "
+            f"{expected} is due ({path.stat().st_size:,} bytes of about {file.size:,}). "
+            f"Delete it and run `dagflow weights pull {file.name}`."
+        )
+    return expected
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size < 1e9 else f"{size / 1e9:,.2f} GB"
+
+
+def _own(file: WeightFile, folder: Path) -> Path:
+    path = folder / file.filename
+    if not path.is_file():
+        raise UserError(f"weights = '{folder}': there is no file {file.filename} in that folder.")
+    return path
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _hubs_own(path: Path) -> str:
+    """The hub's cache names the content of a large file by its sha256."""
+    name = path.resolve().name
+    return name if SHA256.fullmatch(name) else ""
+
+
+def _cached_by_the_hub(file: WeightFile) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(file.repo, file.filename, revision=file.revision)
+    return Path(path) if isinstance(path, str) else None
+
+
+def _download_from_the_hub(file: WeightFile) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(file.repo, file.filename, revision=file.revision))
+
+
+def _cached_download(file: WeightFile) -> Path:
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(HF_HOME, "dagflow", file.repo, file.revision, file.filename)
+
+
+def _download(file: WeightFile, progress: Callable[[int], None] | None) -> Path:
+    """Written to a temporary folder, checked, and only then put into place."""
+    from huggingface_hub.constants import is_offline_mode
+
+    if is_offline_mode():
+        raise ConnectionError("HF_HUB_OFFLINE is set")
+    target = _cached_download(file)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        unchecked = Path(folder, file.filename)
+        with unchecked.open("wb") as stream:
+            for chunk in _chunks(file.url):
+                stream.write(chunk)
+                if progress:
+                    progress(len(chunk))
+        check(file, unchecked)
+        os.replace(unchecked, target)
+    return target
+
+
+def _chunks(url: str) -> Iterator[bytes]:
+    import httpx2
+
+    with httpx2.stream("GET", url, follow_redirects=True, timeout=60) as response:
+        response.raise_for_status()
+        yield from response.iter_bytes(CHUNK)

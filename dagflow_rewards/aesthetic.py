@@ -1,0 +1,37 @@
+"""LAION's aesthetic predictor: a small head on the image features of CLIP ViT-L/14."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from dagflow import Prompt
+from dagflow_rewards.batches import in_batches
+from dagflow_rewards.checkpoints import load_strictly, read_state, shape
+from dagflow_rewards.clip import Clip
+from dagflow_rewards.head import Head
+
+
+class Aesthetic(nn.Module):
+    """About 1 (ugly) to 10; the prompts do not count."""
+
+    def __init__(self, clip: Clip, head: Head, batch_size: int) -> None:
+        super().__init__()
+        self.clip, self.head, self.batch_size = clip, head, batch_size
+
+    def forward(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return in_batches(self._score, images, prompts, self.batch_size)
+
+    def _score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        scores: Tensor = self.head(self.clip.images(images))
+        return scores
+
+
+def load_head(path: Path) -> Head:
+    """The head of a checkpoint, in float32. Raises UserError."""
+    state = read_state(path)
+    head = Head(shape(state, "layers.0.weight", path)[1])
+    load_strictly(head, state, path)
+    return head

@@ -1,0 +1,63 @@
+"""Read a checkpoint file without running what is in it, and load it into a model strictly."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dagflow import UserError
+
+State = dict[str, Tensor]
+
+
+def read_state(path: Path) -> State:
+    """The tensors of a safetensors or torch file, on the CPU.
+
+    Pickled code is never run. Raises UserError for a file that is damaged, that is not a mapping
+    of names to tensors, or that would need to run code.
+    """
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else _read_torch(path)
+    except (SafetensorError, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{path} is no checkpoint that can be read safely: {_reason(error)}. It must hold "
+            f"tensors alone, in safetensors or torch's format; nothing in it was run."
+        ) from None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{path} does not hold a mapping of names to tensors.")
+    return state
+
+
+def load_strictly(model: nn.Module, state: State, path: Path) -> None:
+    """Every key and shape must fit. Raises UserError."""
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise UserError(f"{path} does not fit {type(model).__name__}: {reason[:300]}") from None
+
+
+def shape(state: State, key: str, path: Path) -> torch.Size:
+    """The shape of one tensor, by which an architecture is told. Raises UserError without it."""
+    if key not in state:
+        raise UserError(f"{path} is not a checkpoint of the kind that is due: no tensor '{key}'.")
+    return state[key].shape
+
+
+def layers(state: State, prefix: str) -> int:
+    """How many there are of `prefix`0, `prefix`1, ..."""
+    return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})
+
+
+def _read_torch(path: Path) -> object:
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return state["state_dict"] if isinstance(state, dict) and "state_dict" in state else state
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".:") or type(error).__name__

@@ -1,0 +1,63 @@
+"""Images as the published models take them: (B, 3, size, size), normalised as CLIP's.
+
+`exact` quantises to 8 bits and resizes with Pillow, as the originals do when they read a picture
+file; without it all stays on the device, in float32, differentiable.
+"""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+BICUBIC = InterpolationMode.BICUBIC
+
+
+def fill_square(images: Tensor, size: int, exact: bool = False) -> Tensor:
+    """The shortest side resized to `size`, the middle of the longest: CLIP, PickScore, ImageReward.
+
+    images: (B, 3, height, width) in [0, 1].
+    """
+    if exact:
+        square = torch.stack([_fill_with_pillow(image, size) for image in _bytes(images)])
+        return _normalised(square.to(images.device))
+    resized = F.resize(images, [size], BICUBIC, antialias=True)
+    return _normalised(F.center_crop(resized, [size, size]).clamp(0, 1))
+
+
+def fit_square(images: Tensor, size: int, exact: bool = False) -> Tensor:
+    """The longest side resized to `size`, the rest black: HPSv2, which resizes tensors itself.
+
+    images: (B, 3, height, width) in [0, 1].
+    """
+    if exact:
+        images = _bytes(images).float().div(255).to(images.device)
+    height, width = images.shape[-2:]
+    scale = size / max(height, width)
+    if scale != 1:
+        height, width = round(height * scale), round(width * scale)
+        images = F.resize(images, [height, width], BICUBIC, antialias=True)
+        left, top = (size - width) // 2, (size - height) // 2
+        images = F.pad(images, [left, top, size - width - left, size - height - top])
+    return _normalised(images)
+
+
+def _normalised(images: Tensor) -> Tensor:
+    normalised: Tensor = F.normalize(images, list(MEAN), list(STD))
+    return normalised
+
+
+def _bytes(images: Tensor) -> Tensor:
+    """uint8 on the CPU, as a picture file holds them."""
+    return images.detach().mul(255).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def _fill_with_pillow(image: Tensor, size: int) -> Tensor:
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    resized = F.resize(picture, [size], BICUBIC)
+    square: Tensor = F.pil_to_tensor(F.center_crop(resized, [size, size]))
+    return square.float().div(255)
