@@ -34,4 +34,4 @@ def load_head(path: Path) -> Head:
     state = read_state(path)
     head = Head(shape(state, "layers.0.weight", path)[1])
     load_strictly(head, state, path)
-    return head
+    return head.requires_grad_(False).eval()

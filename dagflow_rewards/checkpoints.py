@@ -60,4 +60,5 @@ def _read_torch(path: Path) -> object:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".:") or type(error).__name__
+    text = str(error).strip() or "it is empty or cut short"
+    return text.splitlines()[0].rstrip(".:")

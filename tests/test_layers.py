@@ -14,7 +14,7 @@ import dagflow
 ROOT = Path(dagflow.__file__).parent
 ORDER = [
     "errors", "types", "weights", "hookspecs", "plugins", "conformance", "scaffold", "config",
-    "diffusion", "policies", "engine", "evaluate", "prepare", "collect", "train", "cli",
+    "diffusion", "policies", "engine", "evaluate", "score", "prepare", "collect", "train", "cli",
 ]  # fmt: skip
 STAGES = ["prompts", "rollout", "transitions", "metrics", "pictures"]
 

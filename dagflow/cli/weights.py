@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -77,7 +78,7 @@ def verify(names: Names = None) -> None:
         raise RunError(f"{wrong} of the files are not what was published.")
 
 
-def _pull_with_a_bar(file: WeightFile) -> object:
+def _pull_with_a_bar(file: WeightFile) -> Path:
     if not file.url:  # the hub's client has a bar of its own
         return weights.pull(file)
     columns = (TextColumn(file.filename), BarColumn(), DownloadColumn(), TimeRemainingColumn())

@@ -33,7 +33,8 @@ REWARDS: dict[str, Callable[..., Reward]] = {
 
 def scores(reward: Reward) -> list[float]:
     """One by one, because the images differ in size."""
-    return [float(reward(as_tensor(image), [Prompt(text)])) for image, text in pairs()]
+    with torch.no_grad():
+        return [float(reward(as_tensor(image), [Prompt(text)])) for image, text in pairs()]
 
 
 def as_tensor(image: Image.Image) -> torch.Tensor:
@@ -44,14 +45,13 @@ def main() -> None:
     folder = Path(sys.argv[1])
     original = json.loads((folder / "scores.json").read_text())
     table = Table("reward", "scores", "spread of the original", "exact", "tensors")
-    with torch.no_grad():
-        for name, factory in REWARDS.items():
-            theirs = torch.tensor(original[name]["scores"])
-            cells = [name, str(len(theirs)), f"{theirs.std():.3g}"]
-            for exact in (True, False):
-                ours = torch.tensor(scores(factory(weights=str(folder), exact=exact)))
-                cells.append(f"{(ours - theirs).abs().max():.1e}")
-            table.add_row(*cells)
+    for name, factory in REWARDS.items():
+        theirs = torch.tensor(original[name]["scores"])
+        cells = [name, str(len(theirs)), f"{theirs.std():.3g}"]
+        for exact in (True, False):
+            ours = torch.tensor(scores(factory(weights=str(folder), exact=exact)))
+            cells.append(f"{(ours - theirs).abs().max():.1e}")
+        table.add_row(*cells)
     Console().print(table)
     if "--golden" in sys.argv:
         GOLDEN.write_text(json.dumps(original, indent=1) + "\n")

@@ -60,12 +60,14 @@ def image_reward(folder: Path, full: bool) -> dict[str, object]:
     local = BertTokenizer(str(folder / "vocab.txt"))
 
     def small_vit(*_: object, **__: object) -> tuple[torch.nn.Module, int]:
-        return VisionTransformer(img_size=224, patch_size=16, embed_dim=128, depth=2, num_heads=2), 128
+        return VisionTransformer(
+            img_size=224, patch_size=16, embed_dim=128, depth=2, num_heads=2
+        ), 128
 
     head = package.MLP if full else lambda width: package_head(128)
     package_head = package.MLP
     with (
-        mock.patch.object(BertTokenizer, "from_pretrained", lambda *_, **__: local),
+        mock.patch.object(BertTokenizer, "from_pretrained", return_value=local),
         mock.patch.object(package, "MLP", head),
         mock.patch.object(
             blip_pretrain, "create_vit", blip_pretrain.create_vit if full else small_vit
@@ -121,8 +123,9 @@ def hpsv2(folder: Path, full: bool) -> dict[str, object]:
 
 
 def aesthetic(folder: Path, full: bool) -> dict[str, object]:
-    """LAION's predictor, as the paper's authors run it: transformers' CLIP and its processor."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+    """LAION's predictor: openai-clip's transform, as their script has it, on transformers' CLIP."""
+    from clip.clip import _transform
+    from transformers import CLIPConfig, CLIPModel
 
     vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
     vision |= {"num_attention_heads": 16, "patch_size": 14}
@@ -144,10 +147,10 @@ def aesthetic(folder: Path, full: bool) -> dict[str, object]:
     )
     head_state, head_shapes = _refilled(head)
     torch.save(head_state, folder / "sac+logos+ava1-l14-linearMSE.pth")
-    processor, scores = CLIPImageProcessor(), []
+    transform, scores = _transform(224), []
     with torch.no_grad():
         for image, _ in pairs():
-            features = model.get_image_features(**processor(image.convert("RGB"), return_tensors="pt"))
+            features = model.get_image_features(transform(image)[None])
             features = features / features.norm(dim=-1, keepdim=True)
             for layer in layers:
                 features = layer(features)
