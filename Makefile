@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format tiny-model clean
+.PHONY: help setup demo test test-all parity lint format tiny-model clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -24,6 +24,19 @@ test: setup lint ## All tests but the slow ones, types and style
 
 test-all: setup lint ## Slow tests too
 	$(BIN)/pytest -n 2 -m ''
+
+ORIGINALS := plugins/dagflow-originals
+
+build/originals/installed: $(ORIGINALS)/requirements.txt $(ORIGINALS)/requirements-pinned.txt
+	$(PYTHON) -m venv build/originals
+	build/originals/bin/pip install --quiet -c constraints.txt -r $(ORIGINALS)/requirements.txt
+	build/originals/bin/pip install --quiet --no-deps -r $(ORIGINALS)/requirements-pinned.txt
+	build/originals/bin/pip install --quiet --no-deps -e $(ORIGINALS) -e .
+	touch $@
+
+parity: setup build/originals/installed ## Hold the rewards against the genuine packages
+	build/originals/bin/python -m tools.parity.originals build/parity $(if $(FULL),--full)
+	$(BIN)/python -m tools.parity.compare build/parity $(if $(GOLDEN),--golden)
 
 lint: setup ## Style and types
 	$(BIN)/ruff check .
