@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from dagflow.errors import UserError, described
 
@@ -36,6 +36,7 @@ class WeightFile:
     licence: str
     sha256: str = ""
     url: str = ""
+    kind: Literal["model", "dataset"] = "model"  # of the hub's repository
 
     @property
     def name(self) -> str:
@@ -139,14 +140,17 @@ def _hubs_own(path: Path) -> str:
 def _cached_by_the_hub(file: WeightFile) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    path = try_to_load_from_cache(file.repo, file.filename, revision=file.revision)
+    path = try_to_load_from_cache(
+        file.repo, file.filename, revision=file.revision, repo_type=file.kind
+    )
     return Path(path) if isinstance(path, str) else None
 
 
 def _download_from_the_hub(file: WeightFile) -> Path:
     from huggingface_hub import hf_hub_download
 
-    return Path(hf_hub_download(file.repo, file.filename, revision=file.revision))
+    path = hf_hub_download(file.repo, file.filename, revision=file.revision, repo_type=file.kind)
+    return Path(path)
 
 
 def _cached_download(file: WeightFile) -> Path:

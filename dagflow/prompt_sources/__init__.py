@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
-from dagflow import Prompt, PromptSourceFactory, hookimpl
+from pydantic import NonNegativeInt, PositiveInt
+
+from dagflow import Prompt, PromptSourceFactory, UserError, hookimpl, locate, reads
 from dagflow.prompt_sources.files import read_prompts
+from dagflow.prompt_sources.published import HPDV2
+from dagflow.prompt_sources.split import Split, hold_out, hold_out_first
 
 # fmt: off
 ANIMALS = [
@@ -18,9 +23,61 @@ ANIMALS = [
 # fmt: on
 
 
-def animals() -> Sequence[str]:
+ACTIVITIES = ["riding a bike", "playing chess", "washing the dishes"]
+
+Subset = Literal["all", "animals", "dogs"]
+IMAGENET = {"all": range(1000), "animals": range(398), "dogs": range(151, 269)}
+
+Style = Literal["all", "anime", "concept-art", "paintings", "photo"]
+
+
+def animals(heldout: NonNegativeInt = 0) -> Split:
     """The 45 simple animals of the DDPO paper: "a cat", "an ant", ..."""
-    return [f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in ANIMALS]
+    return hold_out([f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in ANIMALS], heldout)
+
+
+def imagenet(subset: Subset = "all", heldout: NonNegativeInt = 0) -> Split:
+    """ImageNet's class names: all 1000, the 398 animals or the 118 dogs."""
+    from timm.data import ImageNetInfo
+
+    names = ImageNetInfo("imagenet-1k")
+    return hold_out([names.index_to_description(index) for index in IMAGENET[subset]], heldout)
+
+
+@reads(*HPDV2.values())
+def hpdv2(style: Style = "all", heldout: NonNegativeInt = 10) -> Split:
+    """HPDv2's benchmark, 800 prompts a style; the first `heldout` of each are held out."""
+    styles = HPDV2 if style == "all" else {style: HPDV2[style]}
+    prompts = [
+        Prompt(prompt.text, {"style": name})
+        for name, file in styles.items()
+        for prompt in read_prompts(str(locate(file)))
+    ]
+    return hold_out_first(prompts, heldout, "style")
+
+
+def counting(low: PositiveInt = 2, high: PositiveInt = 9, heldout: NonNegativeInt = 0) -> Split:
+    """Numbers of animals, as in the DDPO paper: "two cats", "three geese", ..."""
+    if low > high:
+        raise UserError(f"low = {low} is more than high = {high}.")
+    import inflect
+
+    words = inflect.engine()
+    return hold_out(
+        [
+            f"{words.number_to_words(str(number))} {words.plural(name)}"
+            for number in range(low, high + 1)
+            for name in ANIMALS
+        ],
+        heldout,
+    )
+
+
+def nouns_activities(heldout: NonNegativeInt = 0) -> Split:
+    """Animals that do what people do, as in the DDPO paper: "a cat riding a bike", ..."""
+    return hold_out(
+        [f"{animal.text} {what}" for animal in animals() for what in ACTIVITIES], heldout
+    )
 
 
 def texts(texts: list[str]) -> Sequence[str]:
@@ -29,10 +86,18 @@ def texts(texts: list[str]) -> Sequence[str]:
 
 
 def file(path: str) -> Sequence[Prompt]:
-    """A file of prompts: .txt (a line each), .csv or .json; `file:PATH` for short."""
+    """A file of prompts: .txt (a line each), .csv, .json, .jsonl or .parquet; `file:PATH`."""
     return read_prompts(path)
 
 
 @hookimpl
 def dagflow_register_prompt_sources() -> Mapping[str, PromptSourceFactory]:
-    return {"animals": animals, "texts": texts, "file": file}
+    return {
+        "animals": animals,
+        "counting": counting,
+        "file": file,
+        "hpdv2": hpdv2,
+        "imagenet": imagenet,
+        "nouns-activities": nouns_activities,
+        "texts": texts,
+    }

@@ -1,29 +1,86 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dagflow import Prompt, UserError
-from dagflow.prompt_sources import animals
+from dagflow.prompt_sources import animals, counting, hpdv2, imagenet, nouns_activities
 from dagflow.prompt_sources.files import read_prompts
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
 def test_animals_have_the_right_article() -> None:
-    prompts = animals()
-    assert len(prompts) == len(set(prompts)) == 45
-    assert prompts[0] == "a cat"
-    assert "an ant" in prompts
+    texts = [prompt.text for prompt in animals()]
+    assert len(texts) == len(set(texts)) == 45
+    assert texts[0] == "a cat"
+    assert "an ant" in texts
 
 
 def test_animals_are_the_public_list() -> None:
     file = DATA / "simple_animals.txt"
     if not file.exists():
         pytest.skip("the public prompt lists are not here")
-    assert [text.split(" ", 1)[1] for text in animals()] == file.read_text().split()
+    assert [prompt.text.split(" ", 1)[1] for prompt in animals()] == file.read_text().split()
+
+
+def test_imagenet_has_the_public_names_and_one_of_them_twice() -> None:
+    texts = [prompt.text for prompt in imagenet()]
+    assert len(texts) == 1000
+    assert texts.count("crane") == 2
+    assert len(imagenet("animals")) == 398
+    assert [imagenet("dogs")[i].text for i in (0, -1)] == ["Chihuahua", "Mexican hairless"]
+    if (file := DATA / "imagenet_classes.txt").exists():
+        assert texts == file.read_text().splitlines()
+
+
+def test_numbers_and_activities_are_written_out() -> None:
+    texts = [prompt.text for prompt in counting()]
+    assert len(texts) == len(set(texts)) == 8 * 45
+    assert {"two cats", "nine geese", "three mice", "two wolves", "five sheep"} <= set(texts)
+    assert len(nouns_activities()) == 135
+    assert nouns_activities()[0].text == "a cat riding a bike"
+    with pytest.raises(UserError, match="low = 3 is more than high = 2"):
+        counting(3, 2)
+
+
+@pytest.mark.parametrize("make", [animals, imagenet, counting, nouns_activities])
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_what_is_held_out_is_not_trained_on(make: Callable[..., Any], count: int) -> None:
+    source = make(heldout=count)
+    assert len(source.heldout) == count
+    assert not {p.text for p in source} & {p.text for p in source.heldout}
+    assert len(make()) - count - len(source) in (0, 1)  # of two cranes both go
+    with pytest.raises(UserError, match="heldout = 5000"):
+        make(heldout=5000)
+
+
+def test_hpdv2_holds_out_the_first_ten_of_each_style(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not DATA.exists():
+        pytest.skip("the public prompt lists are not here")
+    folder = tmp_path / "zhwang" / "HPDv2" / "benchmark"
+    folder.mkdir(parents=True)
+    for style in ("anime", "concept-art", "paintings", "photo"):
+        shutil.copy(DATA / f"hpdv2_{style}.json", folder / f"{style}.json")
+    monkeypatch.setenv("DAGFLOW_WEIGHTS", str(tmp_path))
+    photos = hpdv2("photo")
+    assert photos.heldout[0].text == "A man taking a drink from a water fountain."
+    assert photos.heldout[0].metadata == {"style": "photo"}
+    everything = hpdv2()
+    assert len(everything.heldout) == 40
+    texts = {prompt.text for prompt in everything.heldout}
+    assert len(everything) == 4 * 800 - sum(p.text in texts for p in all_of(everything))
+
+
+def all_of(source: Any) -> list[Prompt]:
+    return [*source, *source.heldout]
 
 
 def test_text_file_is_a_prompt_a_line(tmp_path: Path) -> None:
@@ -54,7 +111,7 @@ def test_public_lists_are_read() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.yaml", "x", r"prompts are read from .txt, .csv, .json files"),
+        ("a.yaml", "x", r"prompts are read from .txt, .csv, .json, .jsonl, .parquet files"),
         ("a.json", "{", "is not a .json file"),
         ("a.json", '{"a": 1}', "holds no list"),
         ("a.json", "[3]", "item 1: no text under any of prompt, prompts, text, caption"),
