@@ -20,6 +20,7 @@ from dagflow import Prompt, Reward, UserError
 from dagflow_rewards import aesthetic, clip_score, hpsv2, imagereward, pickscore
 from dagflow_rewards.aesthetic import load_head
 from dagflow_rewards.image_reward import load_tokenizer
+from tests.conftest import SHORT_OPTIONS
 from tools.parity.cases import pairs, random_state, vocabulary
 from tools.parity.compare import scores
 
@@ -156,3 +157,16 @@ def test_a_bad_checkpoint_is_refused_and_runs_nothing(
 def test_a_folder_without_the_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no file model\.safetensors in that folder"):
         pickscore(weights=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_each_trains_the_embedded_model_from_the_command_line(
+    name: str, weights: str, dagflow: Any, tmp_path: Path
+) -> None:
+    done = dagflow("train", "--reward", name, "-s", f"rewards.{name}.weights={weights}",
+                   "--output", "run", *SHORT_OPTIONS, "-s", "evaluate.grid=0")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    means = [line["reward_mean"] for line in lines if "reward_mean" in line]
+    assert len(means) == 2
+    assert means[0] != means[1]

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Pictures of two sizes and modes, one with a text beside it, and a file that is none."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (40, 40), "red").save(folder / "a.png")
+    Image.effect_noise((40, 40), 80).save(folder / "b.png")
+    Image.new("RGBA", (64, 32), "blue").save(folder / "c.webp", lossless=True)
+    (folder / "a.txt").write_text("a red square\n")
+    (folder / "notes.md").write_text("not a picture")
+    return folder
+
+
+def test_scores_come_as_a_table_as_csv_and_as_json(dagflow, pictures: Path) -> None:
+    rewards = ("--reward", "jpeg-incompressibility", "--reward", "jpeg-compressibility")
+    asked = ("score", "pictures", *rewards, "-s", "jpeg-compressibility.quality=50")
+    done = dagflow(*asked)
+    assert done.returncode == 0, done.stderr
+    assert "mean of 3" in done.stdout
+    assert "2 pictures have neither --prompt nor a .txt beside them" in done.stderr
+    records = json.loads(dagflow(*asked, "--format", "json").stdout)
+    assert [Path(record["picture"]).name for record in records] == ["a.png", "b.png", "c.webp"]
+    assert [record["prompt"] for record in records] == ["a red square", "", ""]
+    rows = list(csv.DictReader(io.StringIO(dagflow(*asked, "--format", "csv").stdout)))
+    for row, record in zip(rows, records, strict=True):
+        for label, value in record["scores"].items():
+            assert float(row[label]) == value
+    noisy, plain = records[1]["scores"], records[0]["scores"]
+    assert noisy["jpeg-incompressibility"] > plain["jpeg-incompressibility"] > 0
+    assert 0 > noisy["jpeg-compressibility"] > -noisy["jpeg-incompressibility"]  # quality 50
+
+
+def test_a_score_depends_on_the_picture_alone(dagflow, pictures: Path) -> None:
+    def scores(*arguments: str) -> list[float]:
+        done = dagflow("score", *arguments, "--reward", "jpeg-incompressibility",
+                       "--prompt", "x", "--format", "json")  # fmt: skip
+        return [next(iter(item["scores"].values())) for item in json.loads(done.stdout)]
+
+    together = scores("pictures/*.png", "pictures/c.webp", "pictures/a.png")
+    assert together == [scores(f"pictures/{name}")[0] for name in ("a.png", "b.png", "c.webp")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none/*.png", "--reward", "jpeg-compressibility"], "'none/*.png' names no picture"),
+        (["pictures/notes.md", "--reward", "jpeg-compressibility"], "cannot be read as a picture"),
+        (["pictures", "--reward", "jpeg"], "Did you mean 'jpeg-"),
+        (["pictures", "--reward", "jpeg-compressibility", "-s", "jpg.quality=3"],
+         "-s jpg: no such --reward. There are: jpeg-compressibility."),
+        (["pictures", "--reward", "jpeg-compressibility", "-s", "jpeg-compressibility.quality=x"],
+         "option 'quality': 'x' will not do"),
+        (["pictures", "--reward", "aesthetic"], "could not be fetched from the model hub"),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_one_message(
+    dagflow, pictures: Path, arguments: list[str], message: str
+) -> None:
+    done = dagflow("score", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
