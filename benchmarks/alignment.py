@@ -75,7 +75,7 @@ def _same_sampler(one: Config, other: Config) -> bool:
 
 def prompts(count: int) -> tuple[Prompt, ...]:
     """Image i shows animal i modulo 45."""
-    return cycle([Prompt(str(text)) for text in animals()], count)
+    return cycle(animals(), count)
 
 
 def draw(config: Config, checkpoint: Path | None, count: int) -> Tensor:

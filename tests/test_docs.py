@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from dagflow import Needs, Transitions, conformance, hookspecs, types
 from dagflow.conformance.pytest_plugin import KINDS
@@ -64,6 +65,8 @@ def test_documented_commands_work(dagflow, tmp_path: Path, page: str) -> None:
     variables = {"PYTHONPATH": str(tmp_path)}
     if page == "docs/plugins.md":
         variables["PYTHONPATH"] = str(follow_the_tutorial(tmp_path / "redness"))
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "pictures" / "red.png")
     for words in commands(page):
         new_run = words[0] == "train" and "--resume" not in words
         short = SHORT_OPTIONS if new_run else []
