@@ -166,8 +166,8 @@ class _Session:
         """
         if epoch < max(item.normalise_epochs for item in self.run.rewards) - 1:
             return 0.0
-        mean, deviation = self.position.first_reward or moments(rewards)
-        self.position = replace(self.position, first_reward=(mean, deviation))
+        mean, deviation = self.position.gain_baseline or moments(rewards)
+        self.position = replace(self.position, gain_baseline=(mean, deviation))
         return (float(rewards.mean()) - mean) / deviation if deviation > SMALLEST else 0.0
 
     def _warm_up(self, data: Epoch) -> None:

@@ -117,7 +117,7 @@ class RewardContract(Contract):
         threads = getattr(reward, "concurrency", None)
         if threads is None:
             pytest.skip(f"{self.label} has no `concurrency`, so it is called from one thread.")
-        if not isinstance(threads, int) or threads < 1:
+        if type(threads) is not int or threads < 1:
             advise(f"{self.label} has concurrency = {threads!r}. Make it a whole number from 1.")
         batches = [images().roll(k, 0) for k in range(threads)]
         one_by_one = [self.score(batch, self.prompts(), "a batch") for batch in batches]

@@ -33,7 +33,7 @@ class Position:
     window: int = 0  # optimizer steps done in the epoch after those
     warm_up: int = 0  # steps of the flow warm-up done
     update: int = 0  # optimizer steps done in all; decides beta
-    first_reward: tuple[float, float] | None = None  # mean and deviation; see stop_at_gain
+    gain_baseline: tuple[float, float] | None = None  # mean and deviation of the reward
     metrics_bytes: int = 0  # length of metrics.jsonl
     timings_bytes: int = 0  # length of timings.jsonl
     statistics: Mapping[str, Statistics] = field(default_factory=dict)  # of rewards, before `epoch`
@@ -116,8 +116,8 @@ def restore(checkpoint: Path, learner: Learner) -> tuple[Position, dict[str, Ten
 def _position(saved: dict[str, Any]) -> Position:
     statistics = saved.pop("statistics", {})
     read = {label: Statistics(*numbers) for label, numbers in statistics.items()}
-    first = saved.pop("first_reward", None)
-    return Position(**saved, statistics=read, first_reward=tuple(first) if first else None)
+    baseline = saved.pop("gain_baseline", None)
+    return Position(**saved, statistics=read, gain_baseline=tuple(baseline) if baseline else None)
 
 
 def load_lora(folder: Path) -> dict[str, Tensor]:
