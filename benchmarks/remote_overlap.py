@@ -26,10 +26,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from remote_throughput import put_plugin, served
 
 from dagflow.collect import collect
-from dagflow.config import read_recipe, resolve
+from dagflow.config import resolve
 from dagflow.engine.metrics import Clock
 from dagflow.plugins import load_plugins
 from dagflow.prepare import Run, Watcher, prepare
+from dagflow.recipe import read_recipe
 
 PLUGIN = '''
 import time

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from dagflow import config
+from dagflow import config, recipe
 from dagflow.prompt_sources import animals
 from dagflow_rewards import jpeg_incompressibility
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=3.0)
     arguments = parser.parse_args()
 
-    tree = config.read_recipe(config.DEFAULT_RECIPE)
+    tree = recipe.read_recipe(recipe.DEFAULT)
     config.override(tree, [f"rollout.guidance_scale={arguments.guidance}"])
     count = len(animals()) * arguments.per_prompt
     images = draw(config.resolve(tree), None, count)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
 import tomlkit
@@ -13,8 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from dagflow.errors import UserError, did_you_mean
 from dagflow.types import LogDensity, Potential
-
-DEFAULT_RECIPE = "tiny"
 
 
 class Table(BaseModel):
@@ -185,35 +181,6 @@ class Config(Table):
         """The inverse temperature at an update, counted from 0, after linear annealing."""
         rise = self.objective.anneal * self.epochs * self.updates_per_epoch
         return self.objective.beta * (min(1.0, update / rise) if rise else 1.0)
-
-
-def recipes() -> dict[str, Path]:
-    """The built-in recipes by name."""
-    folder = Path(str(resources.files("dagflow") / "recipes"))
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
-
-
-def recipe_help(path: Path) -> str:
-    """The comment on a recipe's first line."""
-    return path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-
-
-def read_recipe(name: str) -> dict[str, Any]:
-    """The tree of a built-in recipe, or of a TOML file.
-
-    Raises UserError if there is no such recipe or file, or if the file is not TOML.
-    """
-    path = recipes().get(name, Path(name))
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        known = recipes()
-        raise UserError(
-            f"there is no recipe or file '{name}'.{did_you_mean(name, known)} "
-            f"Built-in recipes: {', '.join(known)}."
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a TOML file: {error}") from None
 
 
 def override(tree: dict[str, Any], assignments: Iterable[str]) -> None:

@@ -41,5 +41,7 @@ def described(error: BaseException) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` for the nearest of `known`, or an empty string if none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    names = list(known)
+    begun = [name for name in names if word and name.startswith(word)]
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5) or begun
     return f" Did you mean '{near[0]}'?" if near else ""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -17,6 +17,8 @@ from dagflow.errors import UserError
 from dagflow.types import Prompt
 
 Item = tuple[Path, str, Tensor]
+
+DEPTH = {"I;16": 16, "I;16B": 16, "I;16L": 16}  # bits of the modes with more than 8
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
@@ -33,11 +35,14 @@ class Scored:
 def find_pictures(patterns: Iterable[str]) -> list[Path]:
     """The picture files that paths, folders (not those within) and patterns name, each once.
 
-    Raises UserError for one that names none.
+    Raises UserError for one that names none, or that is no pattern.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        here = sorted(_matching(Path(pattern)))
+        try:
+            here = sorted(_matching(Path(pattern)))
+        except ValueError as error:
+            raise UserError(f"'{pattern}' is not a pattern: {error}.") from None
         if not here:
             raise UserError(f"'{pattern}' names no picture ({', '.join(sorted(SUFFIXES))}).")
         found |= dict.fromkeys(here)
@@ -45,9 +50,12 @@ def find_pictures(patterns: Iterable[str]) -> list[Path]:
 
 
 def prompt_beside(picture: Path) -> str | None:
-    """The text in the .txt file of the same name, or None."""
+    """The text in the .txt file of the same name, or None. Raises UserError if it is no text."""
     beside = picture.with_suffix(".txt")
-    return beside.read_text(encoding="utf-8-sig").strip() if beside.is_file() else None
+    try:
+        return beside.read_text(encoding="utf-8-sig").strip() if beside.is_file() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"'{beside}' cannot be read as text: {error}.") from None
 
 
 def score_files(
@@ -55,41 +63,49 @@ def score_files(
     pictures: Sequence[tuple[Path, str]],
     batch_size: int,
     device: torch.device,
-    advance: Callable[[int], None],
+    unreadable: list[str],
 ) -> Iterator[Scored]:
     """Score pictures with their prompts, neighbours of one size together.
 
-    Transparency is dropped, as the originals of the rewards do. Raises UserError for a file that
-    is no picture, and what `ask` raises.
+    Transparency is dropped, as the originals of the rewards do. A file that cannot be read is left
+    out, and why goes into `unreadable`. Raises what `ask` raises.
     """
-    read = ((path, text, _read(path)) for path, text in pictures)
-    for _, group in groupby(read, key=lambda item: item[2].shape):
+    for _, group in groupby(_readable(pictures, unreadable), key=lambda item: item[2].shape):
         for batch in _batches(group, batch_size):
             images = torch.stack([image for _, _, image in batch]).to(device)
             raw = ask(rewards, images, [Prompt(text) for _, text, _ in batch])()
             for (path, text, _), column in zip(batch, raw.T.tolist(), strict=True):
                 labels = (item.label for item in rewards)
                 yield Scored(path, text, dict(zip(labels, column, strict=True)))
-            advance(len(batch))
 
 
 def _matching(path: Path) -> Iterator[Path]:
     if path.is_file():
         return iter([path])
-    if path.is_dir():
-        return (each for each in path.iterdir() if each.suffix.lower() in SUFFIXES)
     root = Path(path.anchor)
-    pattern = path.relative_to(root)
-    return (each for each in root.glob(str(pattern)) if each.suffix.lower() in SUFFIXES)
+    found = path.iterdir() if path.is_dir() else root.glob(str(path.relative_to(root)))
+    return (each for each in found if each.suffix.lower() in SUFFIXES and each.is_file())
+
+
+def _readable(pictures: Iterable[tuple[Path, str]], unreadable: list[str]) -> Iterator[Item]:
+    for path, text in pictures:
+        try:
+            yield path, text, _read(path)
+        except Exception as error:  # whatever Pillow stumbled over
+            unreadable.append(f"'{path}' cannot be read as a picture: {error}.")
 
 
 def _read(path: Path) -> Tensor:
-    try:
-        with Image.open(path) as picture:
-            pixels: Tensor = pil_to_tensor(picture.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"'{path}' cannot be read as a picture: {error}.") from None
-    return pixels.float().div(255)
+    """(3, height, width), float32 in [0, 1]."""
+    with Image.open(path) as picture:
+        if picture.mode in ("I", "F"):
+            raise ValueError(f"nothing says which of its numbers is white (mode {picture.mode})")
+        if picture.mode in DEPTH:
+            grey: Tensor = pil_to_tensor(picture).float().div(2 ** DEPTH[picture.mode] - 1)
+            return grey.expand(3, -1, -1)
+        pixels: Tensor = pil_to_tensor(picture.convert("RGB"))
+    normalised: Tensor = pixels.float().div(255)
+    return normalised
 
 
 def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -24,6 +24,7 @@ from dagflow.engine.update import Window, current_potentials, update, warm_up
 from dagflow.errors import NotSaved, RunError, UserError
 from dagflow.evaluate import Comparison, compare, cycle, sample
 from dagflow.prepare import Run
+from dagflow.recipe import read_recipe
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def read_config(folder: Path) -> Config:
     file = folder / "config.toml"
     if not file.is_file():
         raise UserError(f"'{folder}' is not a run directory: it has no config.toml.")
-    tree = configuration.read_recipe(str(file))
+    tree = read_recipe(str(file))
     return configuration.resolve({**tree, "output": str(folder)})
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 from dagflow.errors import UserError, described
 
 VARIABLE = "DAGFLOW_WEIGHTS"
+READS = "__dagflow_reads__"  # on a factory
 CHUNK = 1 << 20  # bytes
 SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -53,20 +54,27 @@ def reads(*files: WeightFile) -> Callable[[Factory], Factory]:
     """Say on a factory which files it may read, for `dagflow weights`."""
 
     def mark(factory: Factory) -> Factory:
-        factory.weights = files  # type: ignore[attr-defined]
+        setattr(factory, READS, files)
         return factory
 
     return mark
 
 
+def files_read_by(factory: Callable[..., Any]) -> tuple[WeightFile, ...]:
+    """What was said by `reads`."""
+    files: tuple[WeightFile, ...] = getattr(factory, READS, ())
+    return files
+
+
 def locate(file: WeightFile, folder: str = "") -> Path:
     """The path of the file, checked; fetched first if it is not on this machine.
 
-    With a `folder` it is the file of that name there: the user's own, not held against what was
-    published. Raises UserError if the file is neither here nor to be had, or not the published one.
+    With a `folder` it is the file of that name there, by itself or below `repo`: the user's own,
+    not held against what was published. Raises UserError if the file is neither here nor to be had,
+    or not the published one.
     """
     if folder:
-        return _own(file, Path(folder))
+        return _own(file, Path(folder).expanduser())
     path = find(file)
     if path is None:
         return pull(file)
@@ -75,10 +83,16 @@ def locate(file: WeightFile, folder: str = "") -> Path:
 
 
 def find(file: WeightFile) -> Path | None:
-    """The file on this machine, unchecked: in the folder DAGFLOW_WEIGHTS, or fetched earlier."""
+    """The file on this machine, unchecked: in the folder DAGFLOW_WEIGHTS, or fetched earlier.
+
+    Raises UserError if there is no such folder.
+    """
     candidates = [_cached_download(file) if file.url else _cached_by_the_hub(file)]
-    if folder := os.environ.get(VARIABLE):
-        candidates.insert(0, Path(folder, file.name))
+    if name := os.environ.get(VARIABLE):
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"{VARIABLE} = '{name}': there is no such folder.")
+        candidates.insert(0, folder / file.name)
     return next((path for path in candidates if path and path.is_file()), None)
 
 
@@ -106,11 +120,10 @@ def pull(file: WeightFile, progress: Callable[[int], None] | None = None) -> Pat
 def check(file: WeightFile, path: Path) -> str:
     """Compare with the published sha256; return it, or "" if none is known. Raises UserError."""
     expected = file.sha256 or _hubs_own(path)
-    if expected and (found := _hash(path)) != expected:
+    if expected and (wrong := _difference(path, expected, file)):
         raise UserError(
-            f"{path} is not the {file.filename} that was published: its sha256 is {found}, and "
-            f"{expected} is due ({path.stat().st_size:,} bytes of about {file.size:,}). "
-            f"Delete it and run `dagflow weights pull {file.name}`."
+            f"{path} is not the {file.filename} that was published: {wrong}. Delete "
+            f"{path.resolve()} and run `dagflow weights pull {file.name}`."
         )
     return expected
 
@@ -120,15 +133,22 @@ def megabytes(size: int) -> str:
 
 
 def _own(file: WeightFile, folder: Path) -> Path:
-    path = folder / file.filename
-    if not path.is_file():
-        raise UserError(f"weights = '{folder}': there is no file {file.filename} in that folder.")
-    return path
+    for path in (folder / file.name, folder / file.filename):
+        if path.is_file():
+            return path
+    raise UserError(
+        f"weights = '{folder}': there is neither {file.name} nor {file.filename} in that folder."
+    )
 
 
-def _hash(path: Path) -> str:
+def _difference(path: Path, expected: str, file: WeightFile) -> str:
+    """In words; "" if there is none."""
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found == expected:
+        return ""
+    size = f"{path.stat().st_size:,} bytes of about {file.size:,}"
+    return f"its sha256 is {found}, and {expected} is due ({size})"
 
 
 def _hubs_own(path: Path) -> str:
@@ -168,13 +188,14 @@ def _download(file: WeightFile, progress: Callable[[int], None] | None) -> Path:
     target = _cached_download(file)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        unchecked = Path(folder, file.filename)
+        unchecked = Path(folder, target.name)
         with unchecked.open("wb") as stream:
             for chunk in _chunks(file.url):
                 stream.write(chunk)
                 if progress:
                     progress(len(chunk))
-        check(file, unchecked)
+        if file.sha256 and (wrong := _difference(unchecked, file.sha256, file)):
+            raise UserError(f"{file.url} gave something else than {file.name}: {wrong}.")
         os.replace(unchecked, target)
     return target
 

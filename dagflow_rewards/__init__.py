@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import PositiveInt
 
 from dagflow import Reward, RewardFactory, hookimpl, locate, reads
-from dagflow_rewards.published import (
+from dagflow_rewards.published.files import (
     AESTHETIC_HEAD,
     BERT_VOCABULARY,
     CLIP,
@@ -42,11 +42,12 @@ def aesthetic(
     weights: str = "", dtype: Dtype = "float32", batch_size: PositiveInt = 16, exact: bool = False
 ) -> Reward:
     """LAION's aesthetic score, about 1 to 10; the prompt does not count."""
-    from dagflow_rewards.aesthetic import Aesthetic, load_head
-    from dagflow_rewards.clip import Clip, load_clip
+    from dagflow_rewards.published.aesthetic import Aesthetic, load_head
+    from dagflow_rewards.published.clip import Clip, load_clip
 
     clip = load_clip(locate(CLIP, weights), _precision(dtype))
-    return Aesthetic(Clip(clip, exact), load_head(locate(AESTHETIC_HEAD, weights)), batch_size)
+    head = load_head(locate(AESTHETIC_HEAD, weights), clip.config.projection_dim)
+    return Aesthetic(Clip(clip, exact), head, batch_size)
 
 
 @reads(CLIP)
@@ -54,8 +55,8 @@ def clip_score(
     weights: str = "", dtype: Dtype = "float32", batch_size: PositiveInt = 16, exact: bool = False
 ) -> Reward:
     """Cosine of image and prompt in CLIP ViT-L/14's features, -1 to 1."""
-    from dagflow_rewards.clip import Clip, load_clip
-    from dagflow_rewards.clip_score import ClipScore
+    from dagflow_rewards.published.clip import Clip, load_clip
+    from dagflow_rewards.published.clip_score import ClipScore
 
     clip = load_clip(locate(CLIP, weights), _precision(dtype))
     return ClipScore(Clip(clip, exact), batch_size)
@@ -66,8 +67,8 @@ def pickscore(
     weights: str = "", dtype: Dtype = "float32", batch_size: PositiveInt = 16, exact: bool = False
 ) -> Reward:
     """PickScore: what people would pick, about 15 to 25."""
-    from dagflow_rewards.clip import Clip, load_clip
-    from dagflow_rewards.clip_score import ClipScore
+    from dagflow_rewards.published.clip import Clip, load_clip
+    from dagflow_rewards.published.clip_score import ClipScore
 
     path = locate(PICK_SCORE, weights)
     clip = load_clip(path, _precision(dtype), head_width=80, quick_gelu=False)
@@ -79,7 +80,7 @@ def imagereward(
     weights: str = "", dtype: Dtype = "float32", batch_size: PositiveInt = 16, exact: bool = False
 ) -> Reward:
     """ImageReward: what people like and what the prompt asks for, mean 0, deviation 1."""
-    from dagflow_rewards.image_reward import ImageReward, load_network, load_tokenizer
+    from dagflow_rewards.published.image_reward import ImageReward, load_network, load_tokenizer
 
     tokenizer = load_tokenizer(locate(BERT_VOCABULARY, weights))
     network = load_network(locate(IMAGE_REWARD, weights), _precision(dtype))
@@ -95,7 +96,7 @@ def hpsv2(
     exact: bool = False,
 ) -> Reward:
     """Human Preference Score v2, about 0.2 to 0.35."""
-    from dagflow_rewards.hpsv2 import HpsV2, load_model
+    from dagflow_rewards.published.hpsv2 import HpsV2, load_model
 
     model = load_model(locate(HPSV2[version], weights), _precision(dtype))
     return HpsV2(model, batch_size, exact)

@@ -13,8 +13,9 @@ import dagflow
 
 ROOT = Path(dagflow.__file__).parent
 ORDER = [
-    "errors", "types", "weights", "hookspecs", "plugins", "conformance", "scaffold", "config",
-    "diffusion", "policies", "engine", "evaluate", "score", "prepare", "collect", "train", "cli",
+    "errors", "types", "weights", "hookspecs", "plugins", "conformance", "scaffold", "recipe",
+    "config", "diffusion", "policies", "engine", "evaluate", "score", "prepare", "collect",
+    "train", "cli",
 ]  # fmt: skip
 STAGES = ["prompts", "rollout", "transitions", "metrics", "pictures"]
 

@@ -55,7 +55,7 @@ def test_a_file_is_fetched_once_and_checked(file: WeightFile, tmp_path: Path) ->
 
 def test_a_wrong_file_is_not_kept(file: WeightFile, tmp_path: Path) -> None:
     (tmp_path / "served" / "model.pt").write_bytes(CONTENT[:-1])
-    with pytest.raises(UserError, match=r"is not the model\.pt that was published"):
+    with pytest.raises(UserError, match=r"gave something else than somebody/model/model\.pt"):
         locate(file)
     assert weights.find(file) is None
     assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
@@ -77,6 +77,9 @@ def test_the_users_folder_comes_first(
     monkeypatch.setenv("DAGFLOW_WEIGHTS", str(tmp_path / "own"))
     with pytest.raises(UserError, match=r"is not the model\.pt that was published"):
         locate(file)
+    monkeypatch.setenv("DAGFLOW_WEIGHTS", str(tmp_path / "onw"))
+    with pytest.raises(UserError, match="there is no such folder"):
+        locate(file)
 
 
 def test_a_large_file_of_the_hub_is_held_against_its_name_there(tmp_path: Path) -> None:
@@ -88,7 +91,7 @@ def test_a_large_file_of_the_hub_is_held_against_its_name_there(tmp_path: Path) 
     unpinned = WeightFile("somebody/model", "model.pt", "1", size=1, licence="MIT")
     assert weights.check(unpinned, link) == blob.name
     blob.write_bytes(b"damaged")
-    with pytest.raises(UserError, match=r"is not the model\.pt that was published"):
+    with pytest.raises(UserError, match=rf"Delete {blob.resolve()} and run `dagflow weights pull"):
         weights.check(unpinned, link)
     loose = tmp_path / "loose.pt"
     loose.write_bytes(CONTENT)

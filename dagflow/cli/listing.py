@@ -11,7 +11,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from dagflow import config
+from dagflow import recipe
+from dagflow.cli import names
 from dagflow.cli.console import out
 from dagflow.plugins import (
     DISABLE_VARIABLE,
@@ -55,12 +56,23 @@ def list_plugins(
         _print_costs(registry.costs)
 
 
-def recipes() -> None:
+def recipes(
+    show: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Print one whole.", autocompletion=names.recipes),
+    ] = None,
+) -> None:
     """Show the built-in recipes: complete runs for `dagflow train RECIPE`."""
-    table = Table("recipe", "what it is", "file", box=None)
-    for name, path in config.recipes().items():
-        table.add_row(name, config.recipe_help(path), str(path))
+    known = recipe.recipes()
+    if show is not None:
+        text = recipe.document(show).as_string().strip()
+        typer.echo(f"# {show}, from {known.get(show, show)}\n{text}")
+        return
+    table = Table("recipe", "what it is", box=None)
+    for name, path in known.items():
+        table.add_row(name, recipe.recipe_help(path))
     out.print(table, soft_wrap=False)
+    out.print("One whole, with its file: dagflow recipes --show NAME")
 
 
 def _table(provided: Sequence[Provided], wide: bool) -> Table:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dagflow import config
+from dagflow import recipe
 from dagflow.plugins import Kind, load_plugins
 
 
 def recipes(incomplete: str) -> list[tuple[str, str]]:
     return [
-        (name, config.recipe_help(path))
-        for name, path in config.recipes().items()
+        (name, recipe.recipe_help(path))
+        for name, path in recipe.recipes().items()
         if name.startswith(incomplete)
     ]
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import enum
 import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +17,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from dagflow import UserError, config
+from dagflow import RunError, UserError, config
 from dagflow.cli import names, rewards
 from dagflow.cli.console import err, out
 from dagflow.plugins import Registry, load_plugins
@@ -63,13 +65,7 @@ def score(
 
     Options of a reward: -s hpsv2.version=v2.0
     """
-    registry = load_plugins()
-    tables = rewards.tables(reward, registry)
-    labels = list(tables)
-    config.override(tables, setting or [])
-    if unasked := [label for label in tables if label not in labels]:
-        raise UserError(f"-s {unasked[0]}: no such --reward. There are: {', '.join(labels)}.")
-    makers = {label: _maker(registry, label, table) for label, table in tables.items()}
+    makers = _makers(reward, setting or [])
 
     from dagflow.score import find_pictures, prompt_beside, score_files
 
@@ -79,16 +75,34 @@ def score(
         err.print(f"{bare} pictures have neither --prompt nor a .txt beside them: scored without.")
     weighted, device = _place(makers)
     pictures = [(path, text or "") for path, text in zip(found, texts, strict=True)]
+    unreadable: list[str] = []
+    scored = score_files(weighted, pictures, batch_size, device, unreadable)
     with Progress(console=err, transient=True, disable=not err.is_terminal) as bars:
-        task = bars.add_task("scoring", total=len(pictures))
-        results = list(
-            score_files(weighted, pictures, batch_size, device, lambda n: bars.advance(task, n))
-        )
+        results = list(bars.track(scored, total=len(pictures), description="scoring"))
+    if not results:
+        raise UserError("\n".join(unreadable))
     {Format.table: _table, Format.csv: _csv, Format.json: _json}[output_format](results)
+    if unreadable:
+        raise RunError("\n".join(["some files were left out.", *unreadable]))
 
 
-def _maker(registry: Registry, label: str, table: Mapping[str, Any]) -> Any:
-    options = {key: value for key, value in table.items() if key not in ("name", "weight")}
+def _makers(texts: Sequence[str], settings: Sequence[str]) -> dict[str, Callable[[], Any]]:
+    """What makes each reward, by its label. Raises UserError."""
+    registry = load_plugins()
+    tables = rewards.tables(texts, registry)
+    if weighted := [label for label, table in tables.items() if "weight" in table]:
+        raise UserError(f"--reward {weighted[0]}: scores are raw here; a weight has no place.")
+    labels = list(tables)
+    config.override(tables, settings)
+    if unasked := [label for label in tables if label not in labels]:
+        raise UserError(f"-s {unasked[0]}: no such --reward. There are: {', '.join(labels)}.")
+    if flat := [label for label in labels if not isinstance(tables[label], dict)]:
+        raise UserError(f"-s {flat[0]}: which option of it? See `dagflow list-plugins`.")
+    return {label: _maker(registry, label, table) for label, table in tables.items()}
+
+
+def _maker(registry: Registry, label: str, table: Mapping[str, Any]) -> Callable[[], Any]:
+    options = {key: value for key, value in table.items() if key != "name"}
     return registry.maker("reward", table.get("name", label), options)
 
 
@@ -108,7 +122,7 @@ def _table(results: Sequence[Scored]) -> None:
         table.add_column(label, justify="right")
     for item in results:
         numbers = (f"{item.scores[label]:.4f}" for label in labels)
-        table.add_row(escape(str(item.path)), escape(item.prompt), *numbers)
+        table.add_row(escape(_shown(item.path)), escape(item.prompt), *numbers)
     if len(results) > 1:
         means = (f"{fmean(item.scores[label] for item in results):.4f}" for label in labels)
         table.add_row(f"mean of {len(results)}", "", *means, style="bold")
@@ -118,12 +132,17 @@ def _table(results: Sequence[Scored]) -> None:
 def _csv(results: Sequence[Scored]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["picture", "prompt", *results[0].scores])
-    writer.writerows([item.path, item.prompt, *item.scores.values()] for item in results)
+    writer.writerows([_shown(item.path), item.prompt, *item.scores.values()] for item in results)
 
 
 def _json(results: Sequence[Scored]) -> None:
     records = [
-        {"picture": str(item.path), "prompt": item.prompt, "scores": item.scores}
+        {"picture": _shown(item.path), "prompt": item.prompt, "scores": item.scores}
         for item in results
     ]
     typer.echo(json.dumps(records, indent=2, ensure_ascii=False))
+
+
+def _shown(path: Path) -> str:
+    """A name that is no UTF-8, too, can be printed."""
+    return os.fsencode(path).decode(errors="replace")

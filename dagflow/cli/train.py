@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dagflow import RunError, UserError, config
+from dagflow import recipe as recipe_file
 from dagflow.cli import names, rewards
 from dagflow.cli.console import err, out
 from dagflow.plugins import Registry, load_plugins
@@ -107,7 +108,7 @@ def train(
             raise UserError("--resume takes the run's own configuration; only -s goes with it.")
         _go(_resumed(resume, settings), registry, resume=True)
         return
-    tree = config.read_recipe(recipe or config.DEFAULT_RECIPE)
+    tree = recipe_file.read_recipe(recipe or recipe_file.DEFAULT)
     if reward:
         tree["rewards"] = rewards.tables(reward, registry)
     if eval_reward:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import JustifyMethod
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -16,6 +17,8 @@ from dagflow.cli.console import out
 from dagflow.errors import RunError, UserError, did_you_mean
 from dagflow.plugins import load_plugins
 from dagflow.weights import WeightFile
+
+UNLIMITED = 1000  # columns, for a table that a program reads
 
 Names = Annotated[
     list[str] | None, typer.Argument(help="Plugins or files; see `dagflow weights list`.")
@@ -35,11 +38,12 @@ def list_files() -> None:
     """Show each file: its size and licence, who reads it, and whether it is here."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("file", "size", "licence", "read by", "here"):
-        table.add_column(heading, overflow="fold", justify="right" if heading == "size" else "left")
+        justify: JustifyMethod = "right" if heading == "size" else "left"
+        table.add_column(heading, overflow="fold", justify=justify, no_wrap=not out.is_terminal)
     for file, readers in _files().items():
         cells = file.name, weights.megabytes(file.size), file.licence, ", ".join(readers)
         table.add_row(*map(escape, cells), "yes" if weights.find(file) else "no")
-    out.print(table, soft_wrap=False)
+    out.print(table, soft_wrap=False, width=None if out.is_terminal else UNLIMITED)
 
 
 @commands.command()
@@ -48,8 +52,8 @@ def pull(
     everything: Annotated[bool, typer.Option("--all", help="All files of all plugins.")] = False,
 ) -> None:
     """Fetch files that are not on this machine, and check them."""
-    if not names and not everything:
-        raise UserError("Say what to fetch: names of plugins or files, or --all.")
+    if bool(names) == everything:
+        raise UserError("Say what to fetch: either names of plugins or files, or --all.")
     for file in _chosen(names):
         path = weights.find(file)
         if path:
@@ -106,6 +110,6 @@ def _files() -> dict[WeightFile, list[str]]:
     """Every file that a plugin says it reads, and the names of those plugins."""
     files: dict[WeightFile, list[str]] = {}
     for item in load_plugins().provided:
-        for file in getattr(item.factory, "weights", ()):
+        for file in weights.files_read_by(item.factory):
             files.setdefault(file, []).append(item.name)
     return files

@@ -9,7 +9,14 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from dagflow import Prompt, PromptSourceFactory, UserError, hookimpl, locate, reads
 from dagflow.prompt_sources.files import read_prompts
-from dagflow.prompt_sources.published import HPDV2
+from dagflow.prompt_sources.hub import read_dataset
+from dagflow.prompt_sources.published import (
+    DRAWBENCH,
+    DRAWBENCH_PROMPTS,
+    DRAWBENCH_UNUSED,
+    HPDV2,
+    Style,
+)
 from dagflow.prompt_sources.split import Split, hold_out, hold_out_first
 
 # fmt: off
@@ -28,8 +35,6 @@ ACTIVITIES = ["riding a bike", "playing chess", "washing the dishes"]
 Subset = Literal["all", "animals", "dogs"]
 IMAGENET = {"all": range(1000), "animals": range(398), "dogs": range(151, 269)}
 
-Style = Literal["all", "anime", "concept-art", "paintings", "photo"]
-
 
 def animals(heldout: NonNegativeInt = 0) -> Split:
     """The 45 simple animals of the DDPO paper: "a cat", "an ant", ..."""
@@ -44,14 +49,24 @@ def imagenet(subset: Subset = "all", heldout: NonNegativeInt = 0) -> Split:
     return hold_out([names.index_to_description(index) for index in IMAGENET[subset]], heldout)
 
 
+@reads(DRAWBENCH)
+def drawbench(heldout: NonNegativeInt = 2) -> Split:
+    """DrawBench but for misspellings and rare words; the first `heldout` of each category apart."""
+    prompts = read_prompts(str(locate(DRAWBENCH)))
+    groups = {prompt.metadata.get("Category", "").strip() for prompt in prompts}
+    if len(prompts) != DRAWBENCH_PROMPTS or not groups > DRAWBENCH_UNUSED:
+        raise UserError(f"{locate(DRAWBENCH)} is not DrawBench: {len(prompts)} prompts.")
+    used = [p for p in prompts if p.metadata["Category"].strip() not in DRAWBENCH_UNUSED]
+    return hold_out_first(used, heldout, "Category")
+
+
 @reads(*HPDV2.values())
-def hpdv2(style: Style = "all", heldout: NonNegativeInt = 10) -> Split:
+def hpdv2(styles: Sequence[Style] = tuple(HPDV2), heldout: NonNegativeInt = 10) -> Split:
     """HPDv2's benchmark, 800 prompts a style; the first `heldout` of each are held out."""
-    styles = HPDV2 if style == "all" else {style: HPDV2[style]}
     prompts = [
-        Prompt(prompt.text, {"style": name})
-        for name, file in styles.items()
-        for prompt in read_prompts(str(locate(file)))
+        Prompt(prompt.text, {"style": style})
+        for style in styles
+        for prompt in read_prompts(str(locate(HPDV2[style])))
     ]
     return hold_out_first(prompts, heldout, "style")
 
@@ -65,7 +80,7 @@ def counting(low: PositiveInt = 2, high: PositiveInt = 9, heldout: NonNegativeIn
     words = inflect.engine()
     return hold_out(
         [
-            f"{words.number_to_words(str(number))} {words.plural(name)}"
+            f"{words.number_to_words(str(number))} {words.plural(name, number)}"
             for number in range(low, high + 1)
             for name in ANIMALS
         ],
@@ -78,6 +93,13 @@ def nouns_activities(heldout: NonNegativeInt = 0) -> Split:
     return hold_out(
         [f"{animal.text} {what}" for animal in animals() for what in ACTIVITIES], heldout
     )
+
+
+def hub(
+    path: str, split: str = "train", subset: str = "", column: str = "", revision: str = "main"
+) -> Sequence[Prompt]:
+    """A dataset of the model hub, or a folder of one; `hub:OWNER/NAME`."""
+    return read_dataset(path, split, subset or None, column, revision)
 
 
 def texts(texts: list[str]) -> Sequence[str]:
@@ -95,8 +117,10 @@ def dagflow_register_prompt_sources() -> Mapping[str, PromptSourceFactory]:
     return {
         "animals": animals,
         "counting": counting,
+        "drawbench": drawbench,
         "file": file,
         "hpdv2": hpdv2,
+        "hub": hub,
         "imagenet": imagenet,
         "nouns-activities": nouns_activities,
         "texts": texts,

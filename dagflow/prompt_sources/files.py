@@ -1,4 +1,4 @@
-"""Prompts from a text, CSV or JSON file."""
+"""Prompts from a file."""
 
 from __future__ import annotations
 
@@ -21,21 +21,26 @@ def read_prompts(path: str) -> list[Prompt]:
     such a key, and .jsonl has one of those a line.
     Raises UserError if the file is missing, of another kind, or has no such column.
     """
-    file = Path(path)
+    file = Path(path).expanduser()
     reader = READERS.get(file.suffix.lower())
     if reader is None:
         raise UserError(f"'{path}': prompts are read from {', '.join(READERS)} files.")
     try:
         found = list(reader(file))
     except OSError as error:
-        raise UserError(f"'{path}' cannot be read: {error.strerror}.") from None
+        raise UserError(f"'{path}' cannot be read: {error.strerror or error}.") from None
     except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
         raise UserError(f"'{path}' is not a {file.suffix} file: {error}.") from None
     return [prompt for prompt in found if prompt.text.strip()]
 
 
 def _read_txt(file: Path) -> Iterable[Prompt]:
-    return [Prompt(line.strip()) for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    return [Prompt(line.strip()) for line in _lines(file)]
+
+
+def _lines(file: Path) -> list[str]:
+    """Not by `splitlines`: a prompt may hold a separator of Unicode's."""
+    return file.read_text(encoding="utf-8-sig").split("\n")
 
 
 def _read_csv(file: Path) -> Iterable[Prompt]:
@@ -47,37 +52,54 @@ def _read_json(file: Path) -> Iterable[Prompt]:
     items = json.loads(file.read_text(encoding="utf-8-sig"))
     if not isinstance(items, list):
         raise UserError(f"'{file}' holds no list.")
-    return _from_items(file, items)
+    return from_items(file, items)
 
 
 def _read_jsonl(file: Path) -> Iterable[Prompt]:
-    lines = file.read_text(encoding="utf-8-sig").splitlines()
-    return _from_items(file, [json.loads(line) for line in lines if line.strip()])
+    return [
+        _from_item(file, number, _parsed(file, number, line))
+        for number, line in enumerate(_lines(file), 1)
+        if line.strip()
+    ]
+
+
+def _parsed(file: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"'{file}', line {number}, is not JSON: {error}.") from None
 
 
 def _read_parquet(file: Path) -> Iterable[Prompt]:
     try:
-        from pyarrow import ArrowInvalid, parquet
+        from pyarrow import ArrowException, parquet
     except ImportError:
         raise UserError(f"'{file}': .parquet needs pyarrow. Try: pip install pyarrow") from None
     try:
-        return _from_items(file, parquet.read_table(file).to_pylist())
-    except ArrowInvalid as error:
+        return from_items(file, parquet.read_table(file).to_pylist())
+    except ArrowException as error:
         raise UserError(f"'{file}' is not a .parquet file: {error}") from None
 
 
-def _from_items(file: Path, items: Sequence[Any]) -> list[Prompt]:
-    return [
-        Prompt(item) if isinstance(item, str) else _from_row(file, number, item)
-        for number, item in enumerate(items, 1)
-    ]
+def from_items(
+    source: object, items: Iterable[Any], columns: Sequence[str] = COLUMNS
+) -> list[Prompt]:
+    """The prompt of each item: a text, or an object with one under one of the `columns`.
+
+    Raises UserError, with what `source` is called, for an item without.
+    """
+    return [_from_item(source, number, item, columns) for number, item in enumerate(items, 1)]
 
 
-def _from_row(file: Path, number: int, row: Any) -> Prompt:
-    columns = {str(key).lower(): key for key in row} if isinstance(row, dict) else {}
-    key = next((columns[name] for name in COLUMNS if name in columns), None)
+def _from_item(source: object, number: int, item: Any, columns: Sequence[str] = COLUMNS) -> Prompt:
+    return Prompt(item) if isinstance(item, str) else _from_row(source, number, item, columns)
+
+
+def _from_row(source: object, number: int, row: Any, columns: Sequence[str] = COLUMNS) -> Prompt:
+    present = {str(key).lower(): key for key in row} if isinstance(row, dict) else {}
+    key = next((present[name.lower()] for name in columns if name.lower() in present), None)
     if key is None or not isinstance(row[key], str):
-        raise UserError(f"'{file}', item {number}: no text under any of {', '.join(COLUMNS)}.")
+        raise UserError(f"'{source}', item {number}: no text under any of {', '.join(columns)}.")
     return Prompt(row[key], {name: value for name, value in row.items() if name != key})
 
 

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from dagflow import WeightFile
 
-SHA256 = {
+Style = Literal["anime", "concept-art", "paintings", "photo"]
+
+SHA256: dict[Style, str] = {
     "anime": "6b38a479cc6f899866e9b7a8bf91f096b4afc6883b95275a61891327182b14ae",
     "concept-art": "530d057deafcb82c581e9d1be2ffcb98828fe99f0b54257414d2ab8a5cf2b83e",
     "paintings": "6570d39467e08b24b64e5b8a4177b0f61c525631121dc5a91fe2ab956eab4d5f",
     "photo": "92a3c9a0f743f66eb87bd112cdda830d6bdb4c073c86021d53b74001fcb18052",
 }
-SIZE = {"anime": 62_816, "concept-art": 85_787, "paintings": 81_338, "photo": 44_606}
+SIZE: dict[Style, int] = {
+    "anime": 62_816,
+    "concept-art": 85_787,
+    "paintings": 81_338,
+    "photo": 44_606,
+}
 
-HPDV2 = {
+DRAWBENCH = WeightFile(
+    "sayakpaul/drawbench",
+    "DrawBench Prompts - Sheet1.csv",
+    "ad794cba698c253ffdb6d18eff3fc87b004c1135",
+    size=15_197,
+    licence="Apache-2.0",
+    kind="dataset",
+)
+DRAWBENCH_PROMPTS = 200
+DRAWBENCH_UNUSED = {"Misspellings", "Rare Words"}  # by the paper's authors
+
+HPDV2: dict[Style, WeightFile] = {
     style: WeightFile(
         "zhwang/HPDv2",
         f"benchmark/{style}.json",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HPSV2_FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
+HPSV2_REVISION = "697403c78157020a1ae59d23f111aa58ced35b0a"
 HPSV2_VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 
 
@@ -43,12 +46,11 @@ class HpsV2Original:
         _add_the_missing_vocabulary()
         import torch
         from hpsv2.src.open_clip import create_model_and_transforms, get_tokenizer
-        from huggingface_hub import hf_hub_download
 
         if version not in HPSV2_FILES:
             raise dagflow.UserError(f"version = '{version}': there are {', '.join(HPSV2_FILES)}.")
         name = HPSV2_FILES[version]
-        path = Path(weights, name) if weights else hf_hub_download("xswu/HPSv2", name)
+        path = Path(weights, name) if weights else _fetched(name)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model, _, self.transform = create_model_and_transforms(
             "ViT-H-14",
@@ -91,7 +93,7 @@ def _each(
     import torch
     from torchvision.transforms.functional import to_pil_image
 
-    pictures = [to_pil_image(image) for image in images.mul(255).round().byte().cpu()]
+    pictures = [to_pil_image(image) for image in images.mul(255).round().clamp(0, 255).byte().cpu()]
     scores = [score(each, prompt.text) for each, prompt in zip(pictures, prompts, strict=True)]
     return torch.tensor(scores, dtype=torch.float32, device=images.device)
 
@@ -101,4 +103,13 @@ def _add_the_missing_vocabulary() -> None:
     clip, hpsv2 = (Path(str(find_spec(name).origin)).parent for name in ("clip", "hpsv2"))
     target = hpsv2 / "src" / "open_clip" / HPSV2_VOCABULARY
     if not target.exists():
-        shutil.copyfile(clip / HPSV2_VOCABULARY, target)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            copy = shutil.copyfile(clip / HPSV2_VOCABULARY, Path(folder, HPSV2_VOCABULARY))
+            os.replace(copy, target)  # two servers may start at once
+
+
+def _fetched(name: str) -> str:
+    from huggingface_hub import hf_hub_download
+
+    path: str = hf_hub_download("xswu/HPSv2", name, revision=HPSV2_REVISION)
+    return path

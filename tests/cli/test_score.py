@@ -5,6 +5,7 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -56,6 +57,10 @@ def test_a_score_depends_on_the_picture_alone(dagflow, pictures: Path) -> None:
     [
         (["none/*.png", "--reward", "jpeg-compressibility"], "'none/*.png' names no picture"),
         (["pictures/notes.md", "--reward", "jpeg-compressibility"], "cannot be read as a picture"),
+        (["pictures/**.png", "--reward", "jpeg-compressibility"], "'pictures/**.png' is not a pat"),
+        (["pictures", "--reward", "jpeg-compressibility=2"], "scores are raw here; a weight has"),
+        (["pictures", "--reward", "jpeg-compressibility", "-s", "jpeg-compressibility=3"],
+         "-s jpeg-compressibility: which option of it?"),
         (["pictures", "--reward", "jpeg"], "Did you mean 'jpeg-"),
         (["pictures", "--reward", "jpeg-compressibility", "-s", "jpg.quality=3"],
          "-s jpg: no such --reward. There are: jpeg-compressibility."),
@@ -72,3 +77,30 @@ def test_bad_input_gets_one_message(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not done.stdout
+
+
+def test_a_bad_file_does_not_cost_the_others(dagflow, pictures: Path) -> None:
+    (pictures / "broken.png").write_bytes(b"\x89PNG")
+    (pictures / "folder.png").mkdir()
+    done = dagflow("score", "pictures", "--reward", "jpeg-compressibility", "--format", "csv")
+    assert done.returncode == 1
+    assert len(done.stdout.splitlines()) == 1 + 3
+    assert "some files were left out." in done.stderr
+    assert "'pictures/broken.png' cannot be read as a picture" in done.stderr
+    (pictures / "a.txt").write_bytes(b"\xff\xfe\xff")
+    done = dagflow("score", "pictures", "--reward", "jpeg-compressibility")
+    assert done.returncode == 2
+    assert "'pictures/a.txt' cannot be read as text" in done.stderr
+
+
+def test_deep_grey_pictures_keep_their_shades(pictures: Path) -> None:
+    from dagflow.score import _read
+
+    shades = np.array([[0, 256, 32768, 65535]], dtype=np.uint16)
+    Image.fromarray(shades).save(pictures / "deep.png")
+    read = _read(pictures / "deep.png")
+    assert read.shape == (3, 1, 4)
+    assert read[0, 0].tolist() == pytest.approx([0, 256 / 65535, 32768 / 65535, 1])
+    Image.fromarray(np.ones((2, 2), dtype=np.float32)).save(pictures / "real.tiff")
+    with pytest.raises(ValueError, match="which of its numbers is white"):
+        _read(pictures / "real.tiff")

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from dagflow import Prompt, UserError
-from dagflow.prompt_sources import animals, counting, hpdv2, imagenet, nouns_activities
+from dagflow.prompt_sources import (
+    animals,
+    counting,
+    drawbench,
+    hpdv2,
+    hub,
+    imagenet,
+    nouns_activities,
+)
 from dagflow.prompt_sources.files import read_prompts
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -45,6 +53,7 @@ def test_numbers_and_activities_are_written_out() -> None:
     assert {"two cats", "nine geese", "three mice", "two wolves", "five sheep"} <= set(texts)
     assert len(nouns_activities()) == 135
     assert nouns_activities()[0].text == "a cat riding a bike"
+    assert counting(1, 1)[1].text == "one dog"
     with pytest.raises(UserError, match="low = 3 is more than high = 2"):
         counting(3, 2)
 
@@ -70,13 +79,53 @@ def test_hpdv2_holds_out_the_first_ten_of_each_style(
     for style in ("anime", "concept-art", "paintings", "photo"):
         shutil.copy(DATA / f"hpdv2_{style}.json", folder / f"{style}.json")
     monkeypatch.setenv("DAGFLOW_WEIGHTS", str(tmp_path))
-    photos = hpdv2("photo")
+    photos = hpdv2(["photo"])
     assert photos.heldout[0].text == "A man taking a drink from a water fountain."
+    assert len(photos.heldout) == 10
+    assert len(photos) == 790
     assert photos.heldout[0].metadata == {"style": "photo"}
     everything = hpdv2()
     assert len(everything.heldout) == 40
     texts = {prompt.text for prompt in everything.heldout}
     assert len(everything) == 4 * 800 - sum(p.text in texts for p in all_of(everything))
+
+
+def test_drawbench_is_the_authors_165_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not DATA.exists():
+        pytest.skip("the public prompt lists are not here")
+    folder = tmp_path / "sayakpaul" / "drawbench"
+    folder.mkdir(parents=True)
+    file = folder / "DrawBench Prompts - Sheet1.csv"
+    shutil.copy(DATA / "drawbench.csv", file)
+    monkeypatch.setenv("DAGFLOW_WEIGHTS", str(tmp_path))
+    source = drawbench()
+    assert (len(source), len(source.heldout)) == (165, 18)
+    categories = {prompt.metadata["Category"].strip() for prompt in all_of(source)}
+    assert len(categories) == 9
+    assert not categories & {"Misspellings", "Rare Words"}
+    assert source.heldout[0].text == "A red colored car."
+    file.write_text("Prompts,Category\nA red colored car.,Colors\n")
+    with pytest.raises(UserError, match="is not DrawBench: 1 prompts"):
+        drawbench()
+
+
+def test_a_dataset_of_the_hub_is_read_by_its_own_library(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "train.csv").write_text("caption,title,likes\na cat,Cat,3\na dog,Dog,4\n")
+    folder = str(tmp_path)
+    assert hub(folder)[1] == Prompt("a dog", {"title": "Dog", "likes": 4})
+    assert hub(folder, column="title")[0] == Prompt("Cat", {"caption": "a cat", "likes": 3})
+    for options, message in (
+        ({"column": "name"}, "no column 'name'. There are: caption, title, likes"),
+        ({"column": "likes"}, "item 1: no text under any of likes"),
+        ({"split": "test"}, "split test: ValueError"),
+    ):
+        with pytest.raises(UserError, match=message):
+            hub(folder, **options)
+    with pytest.raises(UserError, match="hub:no/such/thing"):
+        hub("no/such/thing")
 
 
 def all_of(source: Any) -> list[Prompt]:
@@ -85,8 +134,8 @@ def all_of(source: Any) -> list[Prompt]:
 
 def test_text_file_is_a_prompt_a_line(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
-    file.write_text("\ufeffa cat\n\n  ein Gürteltier \n", encoding="utf-8")
-    assert read_prompts(str(file)) == [Prompt("a cat"), Prompt("ein Gürteltier")]
+    file.write_text("\ufeffa cat\n\n  ein\u2028Gürteltier \r\n", encoding="utf-8")
+    assert read_prompts(str(file)) == [Prompt("a cat"), Prompt("ein\u2028Gürteltier")]
 
 
 def test_csv_has_a_prompt_column_and_metadata(tmp_path: Path) -> None:
@@ -116,6 +165,9 @@ def test_public_lists_are_read() -> None:
         ("a.json", '{"a": 1}', "holds no list"),
         ("a.json", "[3]", "item 1: no text under any of prompt, prompts, text, caption"),
         ("a.csv", "x,y\n1,2\n", "item 2: no text under any of"),
+        ("a.jsonl", '"a cat"\n\n{', r"a.jsonl', line 3, is not JSON"),
+        ("a.jsonl", '"a cat"\n\n3', r"a.jsonl', item 3: no text"),
+        ("a.parquet", "x", r"is not a .parquet file"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, name: str, content: str, message: str) -> None:

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 
 from dagflow import Prompt, Reward, UserError
 from dagflow_rewards import aesthetic, clip_score, hpsv2, imagereward, pickscore
-from dagflow_rewards.aesthetic import load_head
-from dagflow_rewards.image_reward import load_tokenizer
+from dagflow_rewards.published.aesthetic import load_head
+from dagflow_rewards.published.image_reward import load_tokenizer
 from tests.conftest import SHORT_OPTIONS
 from tools.parity.cases import pairs, random_state, vocabulary
 from tools.parity.compare import scores
@@ -105,6 +105,9 @@ def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
     path.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
     with pytest.raises(UserError, match="holds 5 words; BERT's vocabulary has 30522"):
         load_tokenizer(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="is not BERT's vocabulary"):
+        load_tokenizer(path)
 
 
 class Bomb:
@@ -124,7 +127,9 @@ class Bomb:
         ("bomb", "nothing in it was run"),
         ("pickle", "nothing in it was run"),
         ("list", "does not hold a mapping of names to tensors"),
-        ("other", "no tensor 'blip.visual_encoder.patch_embed.proj.weight'"),
+        ("other", "no tensor 'blip.visual_encoder.patch_embed.proj.weight' of 4 dimensions"),
+        ("rank", "no tensor 'blip.visual_encoder.patch_embed.proj.weight' of 4 dimensions"),
+        ("numbered", "does not hold a mapping of names to tensors"),
         ("missing", "does not fit Network: Missing key"),
         ("shape", "does not fit Network"),
     ],
@@ -143,6 +148,8 @@ def test_a_bad_checkpoint_is_refused_and_runs_nothing(
         "pickle": lambda: bad.write_bytes(pickle.dumps(Bomb(went_off))),
         "list": lambda: torch.save([1, 2], bad),
         "other": lambda: torch.save({"weight": torch.zeros(1)}, bad),
+        "rank": lambda: torch.save(dict.fromkeys(state, torch.zeros(1)), bad),
+        "numbered": lambda: torch.save({1: torch.zeros(1)}, bad),
         "missing": lambda: torch.save(
             {key: value for key, value in state.items() if key != "mlp.layers.7.bias"}, bad
         ),
@@ -155,8 +162,40 @@ def test_a_bad_checkpoint_is_refused_and_runs_nothing(
 
 
 def test_a_folder_without_the_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no file model\.safetensors in that folder"):
+    with pytest.raises(UserError, match=r"neither yuvalkirstain/PickScore_v1/model\.safetensors"):
         pickscore(weights=str(tmp_path))
+
+
+def test_a_folder_may_hold_files_by_their_repository(weights: str, tmp_path: Path) -> None:
+    images = torch.rand(2, 3, 64, 64)
+    inside = tmp_path / "yuvalkirstain" / "PickScore_v1"
+    inside.mkdir(parents=True)
+    (inside / "model.safetensors").symlink_to(Path(weights, "model.safetensors"))
+    (tmp_path / "model.safetensors").write_text("another")
+    assert torch.equal(
+        pickscore(weights=str(tmp_path))(images, PROMPTS[:2]),
+        pickscore(weights=weights)(images, PROMPTS[:2]),
+    )
+
+
+def test_a_clip_of_another_size_is_refused(weights: str, tmp_path: Path) -> None:
+    shapes = GOLDEN["aesthetic"]["shapes"]
+    wide = {"vision_model.embeddings.patch_embedding.weight": [1280, 3, 32, 32]}
+    wide |= {"visual_projection.weight": [128, 1280]}
+    save_file(random_state(shapes | wide), tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="is another CLIP than is due: it is 1280 wide"):
+        clip_score(weights=str(tmp_path))
+
+
+def test_the_scale_of_pickscore_is_not_rounded(weights: str) -> None:
+    rough, exact = (pickscore(weights=weights, dtype=dtype) for dtype in ("bfloat16", "float32"))
+    assert rough.scale == exact.scale
+
+
+@pytest.mark.parametrize("size", [(224, 100), (100, 224), (1, 500)])
+def test_hpsv2_takes_images_of_any_shape(size: tuple[int, int], weights: str) -> None:
+    reward = hpsv2(weights=weights)
+    assert torch.isfinite(reward(torch.rand(1, 3, *size), PROMPTS[:1])).all()
 
 
 @pytest.mark.parametrize("name", ALL)

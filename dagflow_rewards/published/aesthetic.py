@@ -8,10 +8,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from dagflow import Prompt
-from dagflow_rewards.batches import in_batches
-from dagflow_rewards.checkpoints import load_strictly, read_state, shape
-from dagflow_rewards.clip import Clip
-from dagflow_rewards.head import Head
+from dagflow_rewards.published.batches import in_batches
+from dagflow_rewards.published.checkpoints import load_strictly, read_state
+from dagflow_rewards.published.clip import Clip
+from dagflow_rewards.published.head import Head
 
 
 class Aesthetic(nn.Module):
@@ -29,9 +29,9 @@ class Aesthetic(nn.Module):
         return scores
 
 
-def load_head(path: Path) -> Head:
-    """The head of a checkpoint, in float32. Raises UserError."""
+def load_head(path: Path, width: int = 768) -> Head:
+    """The head of a checkpoint on features of that width, in float32. Raises UserError."""
     state = read_state(path)
-    head = Head(shape(state, "layers.0.weight", path)[1])
+    head = Head(width)
     load_strictly(head, state, path)
     return head.requires_grad_(False).eval()

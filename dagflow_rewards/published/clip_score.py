@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from dagflow import Prompt
-from dagflow_rewards.batches import in_batches
-from dagflow_rewards.clip import Clip
+from dagflow_rewards.published.batches import in_batches
+from dagflow_rewards.published.clip import Clip
 
 
 class ClipScore(nn.Module):

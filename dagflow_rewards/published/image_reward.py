@@ -13,10 +13,10 @@ from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisio
 from transformers import BlipVisionModel as Vision
 
 from dagflow import Prompt, UserError
-from dagflow_rewards.batches import in_batches
-from dagflow_rewards.checkpoints import State, layers, load_strictly, read_state, shape
-from dagflow_rewards.head import Head
-from dagflow_rewards.preprocess import fill_square
+from dagflow_rewards.published.batches import in_batches
+from dagflow_rewards.published.checkpoints import State, layers, load_strictly, read_state, shape
+from dagflow_rewards.published.head import Head
+from dagflow_rewards.published.preprocess import fill_square
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw scores, by the authors
 TOKENS = 35
@@ -105,7 +105,10 @@ def load_tokenizer(path: Path) -> BertTokenizer:
     Raises UserError if the vocabulary is not BERT's: with another one scores would be silently
     wrong.
     """
-    words = path.read_text(encoding="utf-8").splitlines()
+    try:
+        words = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not BERT's vocabulary: {error}.") from None
     if len(words) != VOCABULARY:
         raise UserError(f"{path} holds {len(words)} words; BERT's vocabulary has {VOCABULARY}.")
     tokenizer = BertTokenizer({word: index for index, word in enumerate(words)})
@@ -129,11 +132,11 @@ def _name(key: str) -> str:
 
 
 def _vision(state: State, path: Path) -> BlipVisionConfig:
-    width, _, patch, _ = shape(state, VISION + "patch_embed.proj.weight", path)
-    places = shape(state, VISION + "pos_embed", path)[1]
+    width, _, patch, _ = shape(state, VISION + "patch_embed.proj.weight", 4, path)
+    places = shape(state, VISION + "pos_embed", 3, path)[1]
     return BlipVisionConfig(
         hidden_size=width,
-        intermediate_size=shape(state, VISION + "blocks.0.mlp.fc1.bias", path)[0],
+        intermediate_size=shape(state, VISION + "blocks.0.mlp.fc1.bias", 1, path)[0],
         num_hidden_layers=layers(state, VISION + "blocks."),
         num_attention_heads=width // HEAD_WIDTH,
         image_size=patch * math.isqrt(places - 1),
@@ -143,14 +146,14 @@ def _vision(state: State, path: Path) -> BlipVisionConfig:
 
 
 def _text(state: State, path: Path) -> BlipTextConfig:
-    vocabulary, width = shape(state, TEXT + "embeddings.word_embeddings.weight", path)
+    vocabulary, width = shape(state, TEXT + "embeddings.word_embeddings.weight", 2, path)
     layer = TEXT + "encoder.layer.0."
-    places, _ = shape(state, TEXT + "embeddings.position_embeddings.weight", path)
+    places, _ = shape(state, TEXT + "embeddings.position_embeddings.weight", 2, path)
     return BlipTextConfig(
         vocab_size=vocabulary,
         hidden_size=width,
-        encoder_hidden_size=shape(state, layer + "crossattention.self.key.weight", path)[1],
-        intermediate_size=shape(state, layer + "intermediate.dense.bias", path)[0],
+        encoder_hidden_size=shape(state, layer + "crossattention.self.key.weight", 2, path)[1],
+        intermediate_size=shape(state, layer + "intermediate.dense.bias", 1, path)[0],
         num_hidden_layers=layers(state, TEXT + "encoder.layer."),
         num_attention_heads=width // HEAD_WIDTH,
         max_position_embeddings=places,

@@ -12,9 +12,9 @@ from open_clip import CLIP, SimpleTokenizer
 from torch import Tensor, nn
 
 from dagflow import Prompt
-from dagflow_rewards.batches import in_batches
-from dagflow_rewards.checkpoints import State, layers, load_strictly, read_state, shape
-from dagflow_rewards.preprocess import fit_square
+from dagflow_rewards.published.batches import in_batches
+from dagflow_rewards.published.checkpoints import State, layers, load_strictly, read_state, shape
+from dagflow_rewards.published.preprocess import fit_square
 
 
 class HpsV2(nn.Module):
@@ -50,14 +50,14 @@ def load_model(path: Path, dtype: torch.dtype, head_width: int = 80) -> CLIP:
 
 
 def _architecture(state: State, path: Path, head_width: int) -> dict[str, object]:
-    width, _, patch, _ = shape(state, "visual.conv1.weight", path)
-    hidden = shape(state, "visual.transformer.resblocks.0.mlp.c_fc.bias", path)[0]
-    vocabulary, text_width = shape(state, "token_embedding.weight", path)
+    width, _, patch, _ = shape(state, "visual.conv1.weight", 4, path)
+    places = shape(state, "visual.positional_embedding", 2, path)[0]
+    hidden = shape(state, "visual.transformer.resblocks.0.mlp.c_fc.bias", 1, path)[0]
+    vocabulary, text_width = shape(state, "token_embedding.weight", 2, path)
     return {
-        "embed_dim": shape(state, "text_projection", path)[1],
+        "embed_dim": shape(state, "text_projection", 2, path)[1],
         "vision_cfg": {
-            "image_size": patch
-            * math.isqrt(shape(state, "visual.positional_embedding", path)[0] - 1),
+            "image_size": patch * math.isqrt(places - 1),
             "patch_size": patch,
             "width": width,
             "layers": layers(state, "visual.transformer.resblocks."),
@@ -65,7 +65,7 @@ def _architecture(state: State, path: Path, head_width: int) -> dict[str, object
             "mlp_ratio": hidden / width,
         },
         "text_cfg": {
-            "context_length": shape(state, "positional_embedding", path)[0],
+            "context_length": shape(state, "positional_embedding", 2, path)[0],
             "vocab_size": vocabulary,
             "width": text_width,
             "heads": text_width // 64,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -23,12 +21,14 @@ def read_state(path: Path) -> State:
     """
     try:
         state = load_file(path) if path.suffix == ".safetensors" else _read_torch(path)
-    except (SafetensorError, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch says of a damaged file what it stumbled over
         raise UserError(
             f"{path} is no checkpoint that can be read safely: {_reason(error)}. It must hold "
             f"tensors alone, in safetensors or torch's format; nothing in it was run."
         ) from None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
         raise UserError(f"{path} does not hold a mapping of names to tensors.")
     return state
 
@@ -42,10 +42,13 @@ def load_strictly(model: nn.Module, state: State, path: Path) -> None:
         raise UserError(f"{path} does not fit {type(model).__name__}: {reason[:300]}") from None
 
 
-def shape(state: State, key: str, path: Path) -> torch.Size:
+def shape(state: State, key: str, rank: int, path: Path) -> torch.Size:
     """The shape of one tensor, by which an architecture is told. Raises UserError without it."""
-    if key not in state:
-        raise UserError(f"{path} is not a checkpoint of the kind that is due: no tensor '{key}'.")
+    if key not in state or state[key].ndim != rank:
+        raise UserError(
+            f"{path} is not a checkpoint of the kind that is due: no tensor '{key}' of {rank} "
+            f"dimensions."
+        )
     return state[key].shape
 
 

@@ -12,11 +12,12 @@ from open_clip import SimpleTokenizer
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
-from dagflow import Prompt
-from dagflow_rewards.checkpoints import State, layers, load_strictly, read_state, shape
-from dagflow_rewards.preprocess import fill_square
+from dagflow import Prompt, UserError
+from dagflow_rewards.published.checkpoints import State, layers, load_strictly, read_state, shape
+from dagflow_rewards.published.preprocess import fill_square
 
 VISION, TEXT = "vision_model.", "text_model."
+HEAD_WIDTHS = {1024: 64, 1280: 80}  # by the width of a published vision model: ViT-L, ViT-H
 
 
 class Clip(nn.Module):
@@ -30,7 +31,8 @@ class Clip(nn.Module):
 
     def images(self, images: Tensor) -> Tensor:
         """(B, 3, height, width) in [0, 1] -> float32 (B, E)."""
-        pixels = fill_square(images, self.size, self.exact).to(self.model.dtype)
+        pixels = fill_square(images, self.size, self.exact)
+        pixels = pixels.to(self.model.visual_projection.weight.dtype)
         features: Tensor = self.model.get_image_features(pixels).pooler_output
         return nn.functional.normalize(features.float(), dim=-1)
 
@@ -47,26 +49,29 @@ def load_clip(
 ) -> CLIPModel:
     """The model of a checkpoint in transformers' naming; its sizes are those of the tensors.
 
-    `head_width` is that of the vision model's attention: 64, or 80 in ViT-H/14. Read once in a
-    process. Raises UserError.
+    `head_width` is that of the vision model's attention: 64, or 80 in ViT-H/14. The scale of the
+    logits stays in float32. Read once in a process. Raises UserError.
     """
     state = read_state(path)
     state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
     model = CLIPModel(_config(state, path, head_width, quick_gelu))
     load_strictly(model, state, path)
-    return model.to(dtype).requires_grad_(False).eval()
+    model.to(dtype).logit_scale.data = state["logit_scale"].float()
+    return model.requires_grad_(False).eval()
 
 
 def _config(state: State, path: Path, head_width: int, quick_gelu: bool) -> CLIPConfig:
-    patch = shape(state, VISION + "embeddings.patch_embedding.weight", path)[-1]
-    places = shape(state, VISION + "embeddings.position_embedding.weight", path)[0]
-    projection, vision_width = shape(state, "visual_projection.weight", path)
-    vocabulary, text_width = shape(state, TEXT + "embeddings.token_embedding.weight", path)
-    tokens = shape(state, TEXT + "embeddings.position_embedding.weight", path)[0]
+    patch = shape(state, VISION + "embeddings.patch_embedding.weight", 4, path)[-1]
+    places = shape(state, VISION + "embeddings.position_embedding.weight", 2, path)[0]
+    projection, vision_width = shape(state, "visual_projection.weight", 2, path)
+    vocabulary, text_width = shape(state, TEXT + "embeddings.token_embedding.weight", 2, path)
+    tokens = shape(state, TEXT + "embeddings.position_embedding.weight", 2, path)[0]
+    if HEAD_WIDTHS.get(vision_width, head_width) != head_width:
+        raise UserError(f"{path} is another CLIP than is due: it is {vision_width} wide.")
     activation = "quick_gelu" if quick_gelu else "gelu"
     vision = {
         "hidden_size": vision_width,
-        "intermediate_size": shape(state, VISION + "encoder.layers.0.mlp.fc1.bias", path)[0],
+        "intermediate_size": shape(state, VISION + "encoder.layers.0.mlp.fc1.bias", 1, path)[0],
         "num_hidden_layers": layers(state, VISION + "encoder.layers."),
         "num_attention_heads": vision_width // head_width,
         "image_size": patch * math.isqrt(places - 1),
@@ -76,7 +81,7 @@ def _config(state: State, path: Path, head_width: int, quick_gelu: bool) -> CLIP
     text = {
         "vocab_size": vocabulary,
         "hidden_size": text_width,
-        "intermediate_size": shape(state, TEXT + "encoder.layers.0.mlp.fc1.bias", path)[0],
+        "intermediate_size": shape(state, TEXT + "encoder.layers.0.mlp.fc1.bias", 1, path)[0],
         "num_hidden_layers": layers(state, TEXT + "encoder.layers."),
         "num_attention_heads": text_width // 64,
         "max_position_embeddings": tokens,

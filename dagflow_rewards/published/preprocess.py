@@ -36,14 +36,12 @@ def fit_square(images: Tensor, size: int, exact: bool = False) -> Tensor:
     """
     if exact:
         images = _bytes(images).float().div(255).to(images.device)
-    height, width = images.shape[-2:]
-    scale = size / max(height, width)
+    scale = size / max(images.shape[-2:])
+    height, width = (max(1, round(side * scale)) for side in images.shape[-2:])
     if scale != 1:
-        height, width = round(height * scale), round(width * scale)
         images = F.resize(images, [height, width], BICUBIC, antialias=True)
-        left, top = (size - width) // 2, (size - height) // 2
-        images = F.pad(images, [left, top, size - width - left, size - height - top])
-    return _normalised(images)
+    left, top = (size - width) // 2, (size - height) // 2
+    return _normalised(F.pad(images, [left, top, size - width - left, size - height - top]))
 
 
 def _normalised(images: Tensor) -> Tensor:

@@ -19,4 +19,4 @@ def in_batches(
     """`score` of (B, 3, height, width) images and B prompts, `size` at a time: float32 (B,)."""
     starts = range(0, len(images), size)
     parts = [score(images[i : i + size], prompts[i : i + size]).float() for i in starts]
-    return torch.cat(parts) if parts else images.new_zeros(0)
+    return torch.cat(parts) if parts else torch.zeros(0, device=images.device)

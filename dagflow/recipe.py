@@ -1,0 +1,85 @@
+"""Recipes: complete runs as TOML files, each perhaps an extension of another."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+from tomlkit import TOMLDocument
+from tomlkit.exceptions import TOMLKitError
+
+from dagflow.errors import UserError, did_you_mean
+
+DEFAULT = "tiny"
+EXTENDS = "extends"  # the key that names the recipe on which another stands
+REPLACED = {"rewards", "prompts"}  # not merged: one's own are meant instead
+
+
+def recipes() -> dict[str, Path]:
+    """The built-in recipes by name."""
+    folder = Path(str(resources.files("dagflow") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def recipe_help(path: Path) -> str:
+    """The comment on a recipe's first line."""
+    return path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The tree of a built-in recipe, or of a TOML file.
+
+    One that `extends` others stands on them, in their order. Tables are merged key by key, but its
+    rewards replace theirs, as `--reward` does, and so do its prompts.
+
+    Raises UserError if there is no such recipe or file, if the file is not TOML, or if recipes
+    extend one another in a circle.
+    """
+    return dict(document(name).unwrap())
+
+
+def document(name: str, within: tuple[str, ...] = ()) -> TOMLDocument:
+    """The same with its comments. `within` are the recipes that extend it."""
+    path = recipes().get(name, Path(name))
+    own = _read(name, path)
+    bases = _bases(path, own.pop(EXTENDS, []))
+    if not bases:
+        return own
+    for base in bases:
+        if base in (*within, name):
+            raise UserError(f"{path}: {' extends '.join((*within, name, base))}, a circle.")
+    whole, *others = (document(base, (*within, name)) for base in bases)
+    for other in (*others, own):
+        _merge(whole, other)
+    return whole
+
+
+def _bases(path: Path, value: object) -> list[str]:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: {EXTENDS} = {value!r}; names of recipes or files are due.")
+    return [str(name) for name in names]
+
+
+def _read(name: str, path: Path) -> TOMLDocument:
+    try:
+        return tomlkit.parse(path.read_text(encoding="utf-8"))
+    except OSError:
+        known = recipes()
+        raise UserError(
+            f"there is no recipe or file '{name}'.{did_you_mean(name, known)} "
+            f"Built-in recipes: {', '.join(known)}."
+        ) from None
+    except (TOMLKitError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a TOML file: {error}") from None
+
+
+def _merge(into: dict[str, Any], own: dict[str, Any]) -> None:
+    for key, value in own.items():
+        old = into.get(key)
+        if key not in REPLACED and isinstance(value, dict) and isinstance(old, dict):
+            _merge(old, value)
+        else:
+            into[key] = value

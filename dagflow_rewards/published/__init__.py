@@ -1,0 +1,1 @@
+"""Rewards of published checkpoints, on maintained model code."""
