@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from dagflow import UserError, config
 from dagflow.plugins import load_plugins
 from dagflow.recipe import read_recipe, recipe_help, recipes
+from tests.conftest import SHORT_OPTIONS
 
 BASES = {"paper", "single-gpu-24gb"}  # to be extended, or given a --reward
 PAPERS = ("aesthetic", "compressibility", "hpsv2", "imagereward", "incompressibility")
@@ -85,3 +87,24 @@ def test_a_shown_recipe_is_a_recipe(dagflow, tmp_path: Path) -> None:
     listed = dagflow("recipes")
     assert all(name in listed.stdout for name in recipes())
     assert dagflow("recipes", "--show", "papper").returncode == 2
+
+
+@pytest.mark.parametrize("scale", ["paper", "single-gpu-24gb", "tiny"])
+@pytest.mark.parametrize("objective", ["db", "kl"])
+def test_the_papers_recipes_train_the_embedded_model(
+    scale: str, objective: str, dagflow, tmp_path: Path
+) -> None:
+    done = dagflow("train", f"{scale}-compressibility", "--objective", objective, "--model", "tiny",
+                   "--output", "run", *SHORT_OPTIONS, "-s", "evaluate.grid=0",
+                   "-s", "update.timestep_fraction=1", "-s", "dtype=float32")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "epoch-0002").is_dir()
+
+
+def test_the_documented_recipe_of_ones_own_resolves(tmp_path: Path) -> None:
+    page = Path(__file__).parents[1] / "docs" / "recipes.md"
+    [own] = re.findall(r"```toml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "own.toml").write_text(own)
+    resolved = config.resolve(read_recipe(str(tmp_path / "own.toml")))
+    assert list(resolved.rewards) == ["aesthetic"]
+    assert resolved.update.learning_rate == 1e-4
