@@ -246,7 +246,9 @@ def _known_keys(tables: list[str]) -> list[str]:
 def dump(config: Config) -> str:
     """The fully resolved configuration as TOML, with each setting's meaning as a comment."""
     document = tomlkit.document()
-    document.add(tomlkit.comment("Fully resolved: this file alone repeats the run."))
+    document.add(
+        tomlkit.comment("Fully resolved: with another output, this file alone repeats the run.")
+    )
     _fill(document, config)
     return tomlkit.dumps(document)
 

@@ -28,16 +28,6 @@ class Comparison:
     base_scores: dict[str, Tensor]  # (N,) by label, without weights; measured rewards too
     scores: dict[str, Tensor]
 
-    @property
-    def change(self) -> float:
-        """Mean difference of the rewards, trained minus base."""
-        return float((self.rewards - self.base_rewards).mean())
-
-    @property
-    def standard_error(self) -> float:
-        """Of the change, from the differences paired by seed; 0 for a single pair."""
-        return standard_error(self.rewards - self.base_rewards)
-
 
 def standard_error(differences: Tensor) -> float:
     """Of the mean of (N,) differences; 0 for a single one."""

@@ -34,23 +34,24 @@ def read_recipe(name: str) -> dict[str, Any]:
     One that `extends` others stands on them, in their order. Tables are merged key by key, but its
     rewards replace theirs, as `--reward` does, and so do its prompts.
 
-    Raises UserError if there is no such recipe or file, if the file is not TOML, or if recipes
-    extend one another in a circle.
+    A file that it extends is sought beside it. Raises UserError if there is no such recipe or file,
+    if the file is not TOML, or if recipes extend one another in a circle.
     """
     return dict(document(name).unwrap())
 
 
-def document(name: str, within: tuple[str, ...] = ()) -> TOMLDocument:
-    """The same with its comments. `within` are the recipes that extend it."""
-    path = recipes().get(name, Path(name))
+def document(name: str, within: tuple[Path, ...] = ()) -> TOMLDocument:
+    """The same with its comments. `within` are the files that extend it, the nearest last."""
+    folder = within[-1].parent if within else Path()
+    path = recipes().get(name, folder / name)
+    chain = (*within, path)
+    if path in within:
+        raise UserError(f"{' extends '.join(map(str, chain))}, a circle.")
     own = _read(name, path)
     bases = _bases(path, own.pop(EXTENDS, []))
     if not bases:
         return own
-    for base in bases:
-        if base in (*within, name):
-            raise UserError(f"{path}: {' extends '.join((*within, name, base))}, a circle.")
-    whole, *others = (document(base, (*within, name)) for base in bases)
+    whole, *others = (document(base, chain) for base in bases)
     for other in (*others, own):
         _merge(whole, other)
     return whole
@@ -66,14 +67,16 @@ def _bases(path: Path, value: object) -> list[str]:
 def _read(name: str, path: Path) -> TOMLDocument:
     try:
         return tomlkit.parse(path.read_text(encoding="utf-8"))
-    except OSError:
+    except FileNotFoundError:
         known = recipes()
         raise UserError(
-            f"there is no recipe or file '{name}'.{did_you_mean(name, known)} "
+            f"there is no recipe or file '{path}'.{did_you_mean(name, known)} "
             f"Built-in recipes: {', '.join(known)}."
         ) from None
-    except (TOMLKitError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a TOML file: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    except (TOMLKitError, ValueError) as error:
+        raise UserError(f"{str(path)!r} is not a TOML file: {error}") from None
 
 
 def _merge(into: dict[str, Any], own: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -18,7 +19,7 @@ from dagflow.types import Prompt
 
 Item = tuple[Path, str, Tensor]
 
-DEPTH = {"I;16": 16, "I;16B": 16, "I;16L": 16}  # bits of the modes with more than 8
+DEEP = {"I;16", "I;16B", "I;16L"}  # grey, of 16 bits
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
@@ -40,7 +41,7 @@ def find_pictures(patterns: Iterable[str]) -> list[Path]:
     found: dict[Path, None] = {}
     for pattern in patterns:
         try:
-            here = sorted(_matching(Path(pattern)))
+            here = sorted(_matching(Path(pattern))) if pattern else []
         except ValueError as error:
             raise UserError(f"'{pattern}' is not a pattern: {error}.") from None
         if not here:
@@ -92,7 +93,7 @@ def _readable(pictures: Iterable[tuple[Path, str]], unreadable: list[str]) -> It
         try:
             yield path, text, _read(path)
         except Exception as error:  # whatever Pillow stumbled over
-            unreadable.append(f"'{path}' cannot be read as a picture: {error}.")
+            unreadable.append(f"'{path}' cannot be read as a picture: {str(error).rstrip('.')}.")
 
 
 def _read(path: Path) -> Tensor:
@@ -100,8 +101,8 @@ def _read(path: Path) -> Tensor:
     with Image.open(path) as picture:
         if picture.mode in ("I", "F"):
             raise ValueError(f"nothing says which of its numbers is white (mode {picture.mode})")
-        if picture.mode in DEPTH:
-            grey: Tensor = pil_to_tensor(picture).float().div(2 ** DEPTH[picture.mode] - 1)
+        if picture.mode in DEEP:
+            grey = torch.from_numpy(np.asarray(picture).astype(np.float32) / (2**16 - 1))
             return grey.expand(3, -1, -1)
         pixels: Tensor = pil_to_tensor(picture.convert("RGB"))
     normalised: Tensor = pixels.float().div(255)

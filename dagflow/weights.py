@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -110,8 +111,8 @@ def pull(file: WeightFile, progress: Callable[[int], None] | None = None) -> Pat
         reason = described(error).splitlines()[0].rstrip(".")
         raise UserError(
             f"{file.name} ({megabytes(file.size)}) is not on this machine, and could not be "
-            f"fetched from {file.source}: {reason}. With a network, `dagflow weights pull "
-            f"{file.name}` fetches it; or set {VARIABLE} to a folder that holds {file.name}."
+            f"fetched from {file.source}: {reason}. With a network, `{_command(file)}` fetches it; "
+            f"or set {VARIABLE} to a folder that holds {file.name}."
         ) from None
     check(file, path)
     return path
@@ -123,13 +124,19 @@ def check(file: WeightFile, path: Path) -> str:
     if expected and (wrong := _difference(path, expected, file)):
         raise UserError(
             f"{path} is not the {file.filename} that was published: {wrong}. Delete "
-            f"{path.resolve()} and run `dagflow weights pull {file.name}`."
+            f"{path.resolve()} and run `{_command(file)}`."
         )
     return expected
 
 
 def megabytes(size: int) -> str:
+    if size < 1e5:
+        return f"{size / 1e3:,.0f} kB"
     return f"{size / 1e6:,.1f} MB" if size < 1e9 else f"{size / 1e9:,.2f} GB"
+
+
+def _command(file: WeightFile) -> str:
+    return f"dagflow weights pull {shlex.quote(file.name)}"
 
 
 def _own(file: WeightFile, folder: Path) -> Path:

@@ -20,8 +20,7 @@ def test_recipes_are_complete_and_name_what_exists(name: str) -> None:
     registry = load_plugins()
     for label, table in resolved.rewards.items():
         registry.maker("reward", table.name or label, table.options)
-    for objective in ("db", "kl"):
-        registry.find("objective", objective)
+    registry.maker("objective", resolved.objective.name, resolved.objective.options)
     registry.maker("prompts", resolved.prompts.name, resolved.prompts.options)
     assert bool(resolved.rewards) == (name not in BASES)
     assert recipe_help(recipes()[name])
@@ -62,10 +61,12 @@ def test_a_recipe_extends_others_and_replaces_their_rewards(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("epochs = = 3", r"broken\.toml is not a TOML file"),
+        ("epochs = = 3", r"'broken\.toml' is not a TOML file"),
         ("extends = 3", r"extends = 3; names of recipes or files are due"),
         ('extends = "tinny"', r"no recipe or file 'tinny'. Did you mean 'tiny'\?"),
         ('extends = "broken.toml"', r"broken\.toml extends broken\.toml, a circle"),
+        ('extends = "a\\u0000b"', r"'a\\x00b' is not a TOML file: embedded null"),
+        ('extends = "."', r"\. cannot be read: Is a directory"),
     ],
 )
 def test_a_bad_recipe_is_named(
@@ -75,6 +76,12 @@ def test_a_bad_recipe_is_named(
     Path("broken.toml").write_text(content)
     with pytest.raises(UserError, match=message):
         read_recipe("broken.toml")
+
+
+def test_a_file_extends_the_one_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text('extends = "tiny"\nepochs = 7\n')
+    (tmp_path / "own.toml").write_text('extends = "base.toml"\n')
+    assert read_recipe(str(tmp_path / "own.toml"))["epochs"] == 7
 
 
 def test_a_shown_recipe_is_a_recipe(dagflow, tmp_path: Path) -> None:

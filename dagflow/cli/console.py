@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
-out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+UNLIMITED = 1000  # columns, of a table that a program reads
+
+out = Console(soft_wrap=True, highlight=False, emoji=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
+
+
+def print_whole(table: Table) -> None:
+    """A table that cuts nothing off where no terminal limits it."""
+    out.print(table, soft_wrap=False, width=None if out.is_terminal else UNLIMITED)
 
 
 def complain(word: str, message: str) -> None:

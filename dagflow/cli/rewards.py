@@ -14,14 +14,16 @@ def tables(texts: Iterable[str], registry: Registry) -> dict[str, dict[str, Any]
     """The table of each reward under its label.
 
     ARGUMENT is the value of the reward's first option, as the URL in `remote:URL`; the label is
-    then made from both. Raises UserError for a weight that is no number, and for an argument of a
-    reward without options.
+    then made from both. Raises UserError for a weight that is no number, for an argument of a
+    reward without options, and for a reward that is given twice.
     """
     result: dict[str, dict[str, Any]] = {}
     for text in texts:
         name, argument, weight = _parts(text)
         table: dict[str, Any] = {} if weight is None else {"weight": weight}
         label = name
+        if argument is None and name in result:
+            raise UserError(f"--reward {name} is given twice.")
         if argument is not None:
             label = _free(_label(name, argument), result)
             table = {"name": name, _first_option(name, registry): argument, **table}

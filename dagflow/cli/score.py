@@ -7,7 +7,7 @@ import enum
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +19,7 @@ from rich.table import Table
 
 from dagflow import RunError, UserError, config
 from dagflow.cli import names, rewards
-from dagflow.cli.console import err, out
+from dagflow.cli.console import err, print_whole
 from dagflow.plugins import Registry, load_plugins
 
 if TYPE_CHECKING:
@@ -78,12 +78,23 @@ def score(
     unreadable: list[str] = []
     scored = score_files(weighted, pictures, batch_size, device, unreadable)
     with Progress(console=err, transient=True, disable=not err.is_terminal) as bars:
-        results = list(bars.track(scored, total=len(pictures), description="scoring"))
+        results = _within_memory(bars.track(scored, total=len(pictures), description="scoring"))
     if not results:
         raise UserError("\n".join(unreadable))
     {Format.table: _table, Format.csv: _csv, Format.json: _json}[output_format](results)
     if unreadable:
         raise RunError("\n".join(["some files were left out.", *unreadable]))
+
+
+def _within_memory(scored: Iterable[Scored]) -> list[Scored]:
+    import torch
+
+    try:
+        return list(scored)
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            "the device is out of memory: lower --batch-size, or the reward's dtype (-s NAME.dtype)"
+        ) from error
 
 
 def _makers(texts: Sequence[str], settings: Sequence[str]) -> dict[str, Callable[[], Any]]:
@@ -96,8 +107,10 @@ def _makers(texts: Sequence[str], settings: Sequence[str]) -> dict[str, Callable
     config.override(tables, settings)
     if unasked := [label for label in tables if label not in labels]:
         raise UserError(f"-s {unasked[0]}: no such --reward. There are: {', '.join(labels)}.")
-    if flat := [label for label in labels if not isinstance(tables[label], dict)]:
-        raise UserError(f"-s {flat[0]}: which option of it? See `dagflow list-plugins`.")
+    for setting in settings:
+        path = setting.partition("=")[0].strip()
+        if path in labels or path.endswith(".name"):
+            raise UserError(f"-s {setting}: which option of it? See `dagflow list-plugins`.")
     return {label: _maker(registry, label, table) for label, table in tables.items()}
 
 
@@ -119,14 +132,14 @@ def _table(results: Sequence[Scored]) -> None:
     labels = list(results[0].scores)
     table = Table("picture", "prompt", box=None, padding=(0, 2, 0, 0))
     for label in labels:
-        table.add_column(label, justify="right")
+        table.add_column(label, justify="right", overflow="fold")
     for item in results:
         numbers = (f"{item.scores[label]:.4f}" for label in labels)
         table.add_row(escape(_shown(item.path)), escape(item.prompt), *numbers)
     if len(results) > 1:
         means = (f"{fmean(item.scores[label] for item in results):.4f}" for label in labels)
         table.add_row(f"mean of {len(results)}", "", *means, style="bold")
-    out.print(table, soft_wrap=False)
+    print_whole(table)
 
 
 def _csv(results: Sequence[Scored]) -> None:

@@ -13,12 +13,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 from dagflow import weights
-from dagflow.cli.console import out
+from dagflow.cli.console import out, print_whole
 from dagflow.errors import RunError, UserError, did_you_mean
 from dagflow.plugins import load_plugins
 from dagflow.weights import WeightFile
-
-UNLIMITED = 1000  # columns, for a table that a program reads
 
 Names = Annotated[
     list[str] | None, typer.Argument(help="Plugins or files; see `dagflow weights list`.")
@@ -39,11 +37,11 @@ def list_files() -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("file", "size", "licence", "read by", "here"):
         justify: JustifyMethod = "right" if heading == "size" else "left"
-        table.add_column(heading, overflow="fold", justify=justify, no_wrap=not out.is_terminal)
+        table.add_column(heading, overflow="fold", justify=justify)
     for file, readers in _files().items():
         cells = file.name, weights.megabytes(file.size), file.licence, ", ".join(readers)
         table.add_row(*map(escape, cells), "yes" if weights.find(file) else "no")
-    out.print(table, soft_wrap=False, width=None if out.is_terminal else UNLIMITED)
+    print_whole(table)
 
 
 @commands.command()

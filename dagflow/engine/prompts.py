@@ -14,7 +14,8 @@ from dagflow.types import Prompt, PromptSource
 def as_prompts(name: str, source: Iterable[Prompt | str]) -> tuple[Prompt, ...]:
     """What a prompt source holds, as prompts.
 
-    Raises UserError if it is empty, PluginError if an item is neither a text nor a `Prompt`.
+    Raises UserError if it is empty or holds what no UTF-8 can say, PluginError if an item is
+    neither a text nor a `Prompt`.
     """
     items = []
     for position, item in enumerate(_items(name, source)):
@@ -22,10 +23,21 @@ def as_prompts(name: str, source: Iterable[Prompt | str]) -> tuple[Prompt, ...]:
             raise PluginError(
                 f"prompts '{name}': item {position} is {type(item).__name__}, not a str or a Prompt"
             )
-        items.append(Prompt(item) if isinstance(item, str) else item)
+        prompt = Prompt(item) if isinstance(item, str) else item
+        if not _encodes(prompt.text):
+            raise UserError(f"prompts '{name}': item {position} is no text: {prompt.text!r}.")
+        items.append(prompt)
     if not items:
         raise UserError(f"prompts '{name}' is empty.")
     return tuple(items)
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a pair of surrogates
+        return False
+    return True
 
 
 def _items(name: str, source: Iterable[Prompt | str]) -> list[Prompt | str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -12,7 +13,7 @@ from dagflow.prompt_sources.files import read_prompts
 from dagflow.prompt_sources.hub import read_dataset
 from dagflow.prompt_sources.published import (
     DRAWBENCH,
-    DRAWBENCH_PROMPTS,
+    DRAWBENCH_CATEGORIES,
     DRAWBENCH_UNUSED,
     HPDV2,
     Style,
@@ -53,10 +54,14 @@ def imagenet(subset: Subset = "all", heldout: NonNegativeInt = 0) -> Split:
 def drawbench(heldout: NonNegativeInt = 2) -> Split:
     """DrawBench but for misspellings and rare words; the first `heldout` of each category apart."""
     prompts = read_prompts(str(locate(DRAWBENCH)))
-    groups = {prompt.metadata.get("Category", "").strip() for prompt in prompts}
-    if len(prompts) != DRAWBENCH_PROMPTS or not groups > DRAWBENCH_UNUSED:
+    categories = [str(prompt.metadata.get("Category")).strip() for prompt in prompts]
+    if collections.Counter(categories) != DRAWBENCH_CATEGORIES:
         raise UserError(f"{locate(DRAWBENCH)} is not DrawBench: {len(prompts)} prompts.")
-    used = [p for p in prompts if p.metadata["Category"].strip() not in DRAWBENCH_UNUSED]
+    used = [
+        prompt
+        for prompt, category in zip(prompts, categories, strict=True)
+        if category not in DRAWBENCH_UNUSED
+    ]
     return hold_out_first(used, heldout, "Category")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,84 +26,87 @@ def read_prompts(path: str) -> list[Prompt]:
     if reader is None:
         raise UserError(f"'{path}': prompts are read from {', '.join(READERS)} files.")
     try:
-        found = list(reader(file))
+        return from_items(f"'{path}'", reader(file))
     except OSError as error:
         raise UserError(f"'{path}' cannot be read: {error.strerror or error}.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+    except (ValueError, RecursionError, csv.Error) as error:
         raise UserError(f"'{path}' is not a {file.suffix} file: {error}.") from None
+
+
+def from_items(
+    source: str, items: Iterable[tuple[int, Any]], columns: Sequence[str] = COLUMNS
+) -> list[Prompt]:
+    """The prompt of each numbered item: a text, or an object with one under one of the `columns`.
+
+    Blank ones are left out. Raises UserError, with what the source is called, for an item without.
+    """
+    found = [_prompt(f"{source}, item {number}", item, columns) for number, item in items]
     return [prompt for prompt in found if prompt.text.strip()]
 
 
-def _read_txt(file: Path) -> Iterable[Prompt]:
-    return [Prompt(line.strip()) for line in _lines(file)]
+def _prompt(where: str, item: Any, columns: Sequence[str]) -> Prompt:
+    if isinstance(item, str):
+        return Prompt(item)
+    row = item if isinstance(item, dict) else {}
+    if None in row:  # where csv puts what no column is left for
+        raise UserError(f"{where}: more fields than columns. Quote texts that hold commas.")
+    key = _column(list(row), columns)
+    if key is None or not isinstance(row[key], str):
+        raise UserError(f"{where}: no text under any of {', '.join(columns)}.")
+    return Prompt(row[key], {name: value for name, value in row.items() if name != key})
 
 
-def _lines(file: Path) -> list[str]:
+def _column(keys: Sequence[Any], columns: Sequence[str]) -> Any:
+    """The first of the columns that is there, in any case; the exact one before others."""
+    for column in columns:
+        alike = [key for key in keys if str(key).lower() == column.lower()]
+        if alike:
+            return column if column in alike else alike[0]
+    return None
+
+
+def _read_txt(file: Path) -> Iterator[tuple[int, Any]]:
+    return ((number, line.strip()) for number, line in _lines(file))
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
     """Not by `splitlines`: a prompt may hold a separator of Unicode's."""
-    return file.read_text(encoding="utf-8-sig").split("\n")
+    return enumerate(file.read_text(encoding="utf-8-sig").split("\n"), 1)
 
 
-def _read_csv(file: Path) -> Iterable[Prompt]:
+def _read_csv(file: Path) -> Iterator[tuple[int, Any]]:
     with file.open(encoding="utf-8-sig", newline="") as lines:
-        return [_from_row(file, number, row) for number, row in enumerate(csv.DictReader(lines), 2)]
+        yield from enumerate(csv.DictReader(lines), 2)
 
 
-def _read_json(file: Path) -> Iterable[Prompt]:
+def _read_json(file: Path) -> Iterator[tuple[int, Any]]:
     items = json.loads(file.read_text(encoding="utf-8-sig"))
     if not isinstance(items, list):
         raise UserError(f"'{file}' holds no list.")
-    return from_items(file, items)
+    return enumerate(items, 1)
 
 
-def _read_jsonl(file: Path) -> Iterable[Prompt]:
-    return [
-        _from_item(file, number, _parsed(file, number, line))
-        for number, line in enumerate(_lines(file), 1)
-        if line.strip()
-    ]
+def _read_jsonl(file: Path) -> Iterator[tuple[int, Any]]:
+    for number, line in _lines(file):
+        try:
+            if line.strip():
+                yield number, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"'{file}', line {number}, is not JSON: {error}.") from None
 
 
-def _parsed(file: Path, number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"'{file}', line {number}, is not JSON: {error}.") from None
-
-
-def _read_parquet(file: Path) -> Iterable[Prompt]:
+def _read_parquet(file: Path) -> Iterator[tuple[int, Any]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
         raise UserError(f"'{file}': .parquet needs pyarrow. Try: pip install pyarrow") from None
     try:
-        return from_items(file, parquet.read_table(file).to_pylist())
+        return enumerate(parquet.read_table(file).to_pylist(), 1)
     except ArrowException as error:
         raise UserError(f"'{file}' is not a .parquet file: {error}") from None
 
 
-def from_items(
-    source: object, items: Iterable[Any], columns: Sequence[str] = COLUMNS
-) -> list[Prompt]:
-    """The prompt of each item: a text, or an object with one under one of the `columns`.
-
-    Raises UserError, with what `source` is called, for an item without.
-    """
-    return [_from_item(source, number, item, columns) for number, item in enumerate(items, 1)]
-
-
-def _from_item(source: object, number: int, item: Any, columns: Sequence[str] = COLUMNS) -> Prompt:
-    return Prompt(item) if isinstance(item, str) else _from_row(source, number, item, columns)
-
-
-def _from_row(source: object, number: int, row: Any, columns: Sequence[str] = COLUMNS) -> Prompt:
-    present = {str(key).lower(): key for key in row} if isinstance(row, dict) else {}
-    key = next((present[name.lower()] for name in columns if name.lower() in present), None)
-    if key is None or not isinstance(row[key], str):
-        raise UserError(f"'{source}', item {number}: no text under any of {', '.join(columns)}.")
-    return Prompt(row[key], {name: value for name, value in row.items() if name != key})
-
-
-READERS: dict[str, Callable[[Path], Iterable[Prompt]]] = {
+READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
     ".txt": _read_txt,
     ".csv": _read_csv,
     ".json": _read_json,

@@ -26,4 +26,4 @@ def read_dataset(
     if column and column not in plain:
         raise UserError(f"hub:{path} has no column '{column}'. There are: {', '.join(plain)}.")
     rows = data.select_columns(plain)
-    return from_items(f"hub:{path}", rows, (column,) if column else COLUMNS)
+    return from_items(f"hub:{path}", enumerate(rows, 1), (column,) if column else COLUMNS)

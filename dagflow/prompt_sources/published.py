@@ -29,7 +29,19 @@ DRAWBENCH = WeightFile(
     licence="Apache-2.0",
     kind="dataset",
 )
-DRAWBENCH_PROMPTS = 200
+DRAWBENCH_CATEGORIES = {  # and how many prompts each has: its one check
+    "Colors": 25,
+    "Conflicting": 10,
+    "Counting": 19,
+    "DALL-E": 20,
+    "Descriptions": 20,
+    "Gary Marcus et al.": 10,
+    "Misspellings": 10,
+    "Positional": 20,
+    "Rare Words": 7,
+    "Reddit": 38,
+    "Text": 21,
+}
 DRAWBENCH_UNUSED = {"Misspellings", "Rare Words"}  # by the paper's authors
 
 HPDV2: dict[Style, WeightFile] = {

@@ -25,7 +25,10 @@ def hold_out(texts: Sequence[str], count: int) -> Split:
 
 
 def hold_out_first(prompts: Sequence[Prompt], count: int, key: str) -> Split:
-    """Hold out the first `count` prompts of each value of the metadata `key`."""
+    """Hold out the first `count` prompts of each value of the metadata `key`.
+
+    Raises UserError if none would be left.
+    """
     seen: dict[object, int] = {}
     first = []
     for prompt in prompts:
@@ -33,4 +36,7 @@ def hold_out_first(prompts: Sequence[Prompt], count: int, key: str) -> Split:
         seen[group] = seen.get(group, 0) + 1
         if seen[group] <= count:
             first.append(prompt)
-    return Split(prompts, first)
+    split = Split(prompts, first)
+    if not split:
+        raise UserError(f"heldout = {count} of each {key.lower()} leaves no prompt to train on.")
+    return split

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import dagflow
 
@@ -25,11 +27,19 @@ class ImageRewardOriginal:
     """image-reward's own model and score."""
 
     def __init__(self, weights: str = "") -> None:
-        """`weights`: a folder with ImageReward.pt and med_config.json. Default: from the hub."""
+        """`weights`: a folder with ImageReward.pt, med_config.json and BERT's vocab.txt.
+
+        Default: from the hub.
+        """
         from ImageReward.utils import load
 
-        files = [str(Path(weights, name)) for name in ("ImageReward.pt", "med_config.json")]
-        self.model = load(files[0], med_config=files[1]) if weights else load()
+        folder = Path(weights)
+        if weights:
+            with bert_vocabulary(folder / "vocab.txt"):
+                config = str(folder / "med_config.json")
+                self.model = load(str(folder / "ImageReward.pt"), med_config=config)
+        else:
+            self.model = load()
 
     def __call__(self, images: Tensor, prompts: Sequence[dagflow.Prompt]) -> Tensor:
         return _each(self.score, images, prompts)
@@ -78,6 +88,16 @@ class HpsV2Original:
         with torch.no_grad(), torch.autocast("cuda", enabled=self.device == "cuda"):
             outputs = self.model(pixels, self.tokenizer([text]).to(self.device))
             return float(outputs["image_features"] @ outputs["text_features"].T)
+
+
+@contextlib.contextmanager
+def bert_vocabulary(file: Path) -> Iterator[None]:
+    """The package asks the hub for BERT's tokenizer by name: give it the one of this file."""
+    from transformers import BertTokenizer
+
+    tokenizer = BertTokenizer(str(file))
+    with mock.patch.object(BertTokenizer, "from_pretrained", return_value=tokenizer):
+        yield
 
 
 @dagflow.hookimpl

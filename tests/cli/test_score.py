@@ -9,6 +9,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import put_plugin
+
+GREEDY = """
+import dagflow
+
+
+class Greedy:
+    def __call__(self, images, prompts):
+        import torch
+
+        raise torch.OutOfMemoryError("no room")
+
+
+@dagflow.hookimpl
+def dagflow_register_rewards():
+    return {"greedy": Greedy}
+"""
+
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
@@ -29,6 +47,8 @@ def test_scores_come_as_a_table_as_csv_and_as_json(dagflow, pictures: Path) -> N
     done = dagflow(*asked)
     assert done.returncode == 0, done.stderr
     assert "mean of 3" in done.stdout
+    heading = done.stdout.splitlines()[0].split()
+    assert heading == ["picture", "prompt", "jpeg-incompressibility", "jpeg-compressibility"]
     assert "2 pictures have neither --prompt nor a .txt beside them" in done.stderr
     records = json.loads(dagflow(*asked, "--format", "json").stdout)
     assert [Path(record["picture"]).name for record in records] == ["a.png", "b.png", "c.webp"]
@@ -40,6 +60,14 @@ def test_scores_come_as_a_table_as_csv_and_as_json(dagflow, pictures: Path) -> N
     noisy, plain = records[1]["scores"], records[0]["scores"]
     assert noisy["jpeg-incompressibility"] > plain["jpeg-incompressibility"] > 0
     assert 0 > noisy["jpeg-compressibility"] > -noisy["jpeg-incompressibility"]  # quality 50
+
+
+def test_too_little_memory_is_said(dagflow, pictures: Path, tmp_path: Path) -> None:
+    put_plugin(tmp_path, "greedy", GREEDY)
+    done = dagflow("score", "pictures", "--reward", "greedy", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert "lower --batch-size" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_score_depends_on_the_picture_alone(dagflow, pictures: Path) -> None:
@@ -60,7 +88,12 @@ def test_a_score_depends_on_the_picture_alone(dagflow, pictures: Path) -> None:
         (["pictures/**.png", "--reward", "jpeg-compressibility"], "'pictures/**.png' is not a pat"),
         (["pictures", "--reward", "jpeg-compressibility=2"], "scores are raw here; a weight has"),
         (["pictures", "--reward", "jpeg-compressibility", "-s", "jpeg-compressibility=3"],
-         "-s jpeg-compressibility: which option of it?"),
+         "-s jpeg-compressibility=3: which option of it?"),
+        (["pictures", "--reward", "jpeg-compressibility", "-s", "jpeg-compressibility.name=3"],
+         "-s jpeg-compressibility.name=3: which option of it?"),
+        (["pictures", "--reward", "jpeg-compressibility", "--reward", "jpeg-compressibility"],
+         "--reward jpeg-compressibility is given twice"),
+        (["", "--reward", "jpeg-compressibility"], "'' names no picture"),
         (["pictures", "--reward", "jpeg"], "Did you mean 'jpeg-"),
         (["pictures", "--reward", "jpeg-compressibility", "-s", "jpg.quality=3"],
          "-s jpg: no such --reward. There are: jpeg-compressibility."),
@@ -98,9 +131,11 @@ def test_deep_grey_pictures_keep_their_shades(pictures: Path) -> None:
 
     shades = np.array([[0, 256, 32768, 65535]], dtype=np.uint16)
     Image.fromarray(shades).save(pictures / "deep.png")
-    read = _read(pictures / "deep.png")
-    assert read.shape == (3, 1, 4)
-    assert read[0, 0].tolist() == pytest.approx([0, 256 / 65535, 32768 / 65535, 1])
+    Image.frombytes("I;16B", (4, 1), shades.byteswap().tobytes()).save(pictures / "deep.tif")
+    for name in ("deep.png", "deep.tif"):
+        read = _read(pictures / name)
+        assert read.shape == (3, 1, 4)
+        assert read[0, 0].tolist() == pytest.approx([0, 256 / 65535, 32768 / 65535, 1])
     Image.fromarray(np.ones((2, 2), dtype=np.float32)).save(pictures / "real.tiff")
     with pytest.raises(ValueError, match="which of its numbers is white"):
         _read(pictures / "real.tiff")

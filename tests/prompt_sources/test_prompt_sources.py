@@ -109,6 +109,12 @@ def test_drawbench_is_the_authors_165_prompts(
     file.write_text("Prompts,Category\nA red colored car.,Colors\n")
     with pytest.raises(UserError, match="is not DrawBench: 1 prompts"):
         drawbench()
+    file.write_text((DATA / "drawbench.csv").read_text().rstrip().rpartition(",")[0])
+    with pytest.raises(UserError, match="is not DrawBench: 200 prompts"):
+        drawbench()
+    shutil.copy(DATA / "drawbench.csv", file)
+    with pytest.raises(UserError, match="heldout = 38 of each category leaves no prompt"):
+        drawbench(heldout=38)
 
 
 def test_a_dataset_of_the_hub_is_read_by_its_own_library(tmp_path: Path) -> None:
@@ -117,6 +123,17 @@ def test_a_dataset_of_the_hub_is_read_by_its_own_library(tmp_path: Path) -> None
     folder = str(tmp_path)
     assert hub(folder)[1] == Prompt("a dog", {"title": "Dog", "likes": 4})
     assert hub(folder, column="title")[0] == Prompt("Cat", {"caption": "a cat", "likes": 3})
+    (tmp_path / "train.csv").unlink()
+    (tmp_path / "train.jsonl").write_text('{"Prompt": "A", "prompt": "B"}\n{"prompt": " "}\n')
+    assert [prompt.text for prompt in hub(folder)] == ["B"]
+    (tmp_path / "train.jsonl").write_text('{"Prompt": "A", "prompt": "B"}\n')
+    assert [prompt.text for prompt in hub(folder, column="Prompt")] == ["A"]
+
+
+def test_a_dataset_that_cannot_be_had_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "train.csv").write_text("caption,title,likes\na cat,Cat,3\na dog,Dog,4\n")
+    folder = str(tmp_path)
     for options, message in (
         ({"column": "name"}, "no column 'name'. There are: caption, title, likes"),
         ({"column": "likes"}, "item 1: no text under any of likes"),
@@ -166,6 +183,9 @@ def test_public_lists_are_read() -> None:
         ("a.json", "[3]", "item 1: no text under any of prompt, prompts, text, caption"),
         ("a.csv", "x,y\n1,2\n", "item 2: no text under any of"),
         ("a.jsonl", '"a cat"\n\n{', r"a.jsonl', line 3, is not JSON"),
+        ("a.csv", "prompt\na cat, sitting\n", "item 2: more fields than columns. Quote texts"),
+        ("a.json", "9" * 5000, "is not a .json file"),
+        ("a.json", "[" * 100_000, "is not a .json file"),
         ("a.jsonl", '"a cat"\n\n3', r"a.jsonl', item 3: no text"),
         ("a.parquet", "x", r"is not a .parquet file"),
     ],

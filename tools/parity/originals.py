@@ -18,7 +18,12 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from dagflow_originals import HpsV2Original, ImageRewardOriginal, _add_the_missing_vocabulary
+from dagflow_originals import (
+    HpsV2Original,
+    ImageRewardOriginal,
+    _add_the_missing_vocabulary,
+    bert_vocabulary,
+)
 from safetensors.torch import save_file
 
 from tools.parity.cases import pairs, random_state, vocabulary
@@ -50,15 +55,12 @@ SMALL_HPS = {
 
 def image_reward(folder: Path, full: bool) -> dict[str, object]:
     """image-reward's `load` and `score`."""
-    from transformers import BertTokenizer
-
     package = importlib.import_module("ImageReward.ImageReward")  # a class hides the module
     (folder / "vocab.txt").write_text("\n".join(vocabulary()), encoding="utf-8")
     config = MED | (FULL_MED if full else SMALL_MED)
     (folder / "med_config.json").write_text(json.dumps(config))
-    tokenizer = BertTokenizer(str(folder / "vocab.txt"))
     with (
-        mock.patch.object(BertTokenizer, "from_pretrained", return_value=tokenizer),
+        bert_vocabulary(folder / "vocab.txt"),
         contextlib.nullcontext() if full else _small_image_reward(package),
     ):
         state, shapes = _refilled(package.ImageReward(str(folder / "med_config.json")))
