@@ -34,9 +34,9 @@ build/originals/installed: $(ORIGINALS)/requirements.txt $(ORIGINALS)/requiremen
 	build/originals/bin/pip install --quiet --no-deps -e $(ORIGINALS) -e .
 	touch $@
 
-parity: setup build/originals/installed ## Hold the rewards against the genuine packages
+parity: setup build/originals/installed ## Hold the rewards against the genuine packages; FULL=1: at full size
 	build/originals/bin/python -m tools.parity.originals build/parity $(if $(FULL),--full)
-	$(BIN)/python -m tools.parity.compare build/parity $(if $(GOLDEN),--golden)
+	$(BIN)/python -m tools.parity.compare build/parity $(if $(GOLDEN),--golden $(GOLDEN))
 
 lint: setup ## Style and types
 	$(BIN)/ruff check .

@@ -26,6 +26,7 @@ from tools.parity.compare import scores
 
 HEAD = Path(__file__).parents[3] / "shared" / "data" / "sac+logos+ava1-l14-linearMSE.pth"
 GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text())
+FULL = Path(__file__).with_name("golden-full.json")
 REWARDS: dict[str, Callable[..., Reward]] = {
     "imagereward": imagereward,
     "hpsv2": hpsv2,
@@ -40,15 +41,19 @@ PROMPTS = [Prompt("a cat"), Prompt("a dog"), Prompt("")]
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with small random checkpoints of every model, under the published names."""
     folder = tmp_path_factory.mktemp("weights")
-    state = random_state(GOLDEN["imagereward"]["shapes"])
+    write_checkpoints(folder, GOLDEN)
+    return str(folder)
+
+
+def write_checkpoints(folder: Path, golden: dict[str, Any]) -> None:
+    state = random_state(golden["imagereward"]["shapes"])
     torch.save(state, folder / "ImageReward.pt")
     (folder / "vocab.txt").write_text("\n".join(vocabulary()), encoding="utf-8")
-    state = random_state(GOLDEN["hpsv2"]["shapes"])
+    state = random_state(golden["hpsv2"]["shapes"])
     torch.save({"state_dict": state}, folder / "HPS_v2.1_compressed.pt")
-    save_file(random_state(GOLDEN["aesthetic"]["shapes"]), folder / "model.safetensors")
-    head = random_state(GOLDEN["aesthetic"]["head_shapes"])
+    save_file(random_state(golden["aesthetic"]["shapes"]), folder / "model.safetensors")
+    head = random_state(golden["aesthetic"]["head_shapes"])
     torch.save(head, folder / "sac+logos+ava1-l14-linearMSE.pth")
-    return str(folder)
 
 
 @pytest.mark.parametrize("name", REWARDS)
@@ -60,6 +65,16 @@ def test_scores_are_those_of_the_genuine_package(name: str, weights: str) -> Non
     assert (exact - theirs).abs().max() < 1e-5
     tensors = torch.tensor(scores(REWARDS[name](weights=weights)))
     assert (tensors - theirs).abs().max() < TENSORS[name]
+
+
+@pytest.mark.slow
+def test_scores_at_full_size_are_those_of_the_genuine_packages(tmp_path: Path) -> None:
+    golden = json.loads(FULL.read_text())
+    write_checkpoints(tmp_path, golden)
+    for name, factory in REWARDS.items():
+        theirs = torch.tensor(golden[name]["scores"])
+        exact = torch.tensor(scores(factory(weights=str(tmp_path), exact=True)))
+        assert (exact - theirs).abs().max() < 1e-5, name
 
 
 @pytest.mark.parametrize("name", ALL)

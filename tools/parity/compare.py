@@ -1,15 +1,15 @@
 """Our scores of the cases beside the genuine packages'.
 
-    python -m tools.parity.compare FOLDER
+    python -m tools.parity.compare FOLDER [--golden FILE]
 
 reads what `originals` wrote and prints the largest difference, with the original preprocessing
-(`exact`) and with tensors. `--golden` also writes the numbers that the ordinary tests hold.
+(`exact`) and with tensors. `--golden` also writes the numbers that the tests hold.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from dagflow import Prompt, Reward
 from dagflow_rewards import aesthetic, hpsv2, imagereward
 from tools.parity.cases import pairs
 
-GOLDEN = Path(__file__).parents[2] / "tests" / "rewards" / "golden.json"
 REWARDS: dict[str, Callable[..., Reward]] = {
     "imagereward": imagereward,
     "hpsv2": hpsv2,
@@ -42,7 +41,11 @@ def as_tensor(image: Image.Image) -> torch.Tensor:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--golden", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    folder = arguments.folder
     original = json.loads((folder / "scores.json").read_text())
     table = Table("reward", "scores", "spread of the original", "exact", "tensors")
     for name, factory in REWARDS.items():
@@ -53,8 +56,8 @@ def main() -> None:
             cells.append(f"{(ours - theirs).abs().max():.1e}")
         table.add_row(*cells)
     Console().print(table)
-    if "--golden" in sys.argv:
-        GOLDEN.write_text(json.dumps(original, indent=1) + "\n")
+    if arguments.golden:
+        arguments.golden.write_text(json.dumps(original) + "\n")
 
 
 if __name__ == "__main__":
