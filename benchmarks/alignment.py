@@ -29,9 +29,8 @@ from animal_classifier import load_classifier, predict
 
 from dagflow.config import Config
 from dagflow.engine.checkpoint import checkpoints
-from dagflow.evaluate import cycle, sample
-from dagflow.policies.loading import default_device, load_pipeline, resolve_dtype
-from dagflow.policies.stable_diffusion import StableDiffusionPolicy
+from dagflow.evaluate import Sampler, cycle
+from dagflow.policies.loading import default_device, load_policy
 from dagflow.prompt_sources import animals
 from dagflow.train import read_config
 from dagflow.types import Prompt
@@ -81,12 +80,11 @@ def prompts(count: int) -> tuple[Prompt, ...]:
 def draw(config: Config, checkpoint: Path | None, count: int) -> Tensor:
     """Held-out images (count, 3, height, width) of the base model or of a checkpoint."""
     device = default_device()
-    pipeline = load_pipeline(config.model, resolve_dtype(config.dtype, device))
-    policy = StableDiffusionPolicy(pipeline, device, config.rollout.guidance_scale)
+    policy = load_policy(config.model, config.dtype, device, config.rollout.guidance_scale)
     if checkpoint is not None:
-        policy.load_lora(checkpoint)
+        policy.load_weights(checkpoint)
     path = policy.path(config.rollout.num_inference_steps)
-    return sample(policy, path, prompts(count), SEED, BATCH)
+    return Sampler(policy, path, BATCH, SEED).images(prompts(count))
 
 
 def measure(base: Tensor, trained: Tensor) -> dict[str, float]:

@@ -28,6 +28,7 @@ from remote_throughput import put_plugin, served
 from dagflow.collect import collect
 from dagflow.config import resolve
 from dagflow.engine.metrics import Clock
+from dagflow.engine.replay import Buffer
 from dagflow.plugins import load_plugins
 from dagflow.prepare import Run, Watcher, prepare
 from dagflow.recipe import read_recipe
@@ -58,7 +59,7 @@ class Silent(Watcher):
 
 def measure(run: Run) -> tuple[float, Tensor]:
     began = time.perf_counter()
-    epoch = collect(run, 0, {}, run.policy.lora_state(), Clock())
+    epoch = collect(run, 0, {}, run.policy.weights(), Buffer(1, 1), Clock())
     return time.perf_counter() - began, epoch.potentials
 
 

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import tomlkit
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from dagflow.errors import UserError, did_you_mean
 from dagflow.types import LogDensity, Potential
+
+AUTO = re.compile(r"auto:KL=([0-9]*\.?[0-9]+)")
 
 
 class Table(BaseModel):
@@ -44,13 +55,28 @@ class RewardTable(OpenTable):
 
 class ObjectiveTable(OpenTable):
     name: str = "kl"
-    """`db` (detailed balance), `kl`, or any installed objective."""
-    beta: float = Field(100.0, ge=0)
-    """Inverse temperature: the target is proportional to exp(beta * reward), see log_density."""
+    """`db` (detailed balance), `kl`, `tb`, `rtb`, ... or any installed objective."""
+    beta: float | str = 100.0
+    """Inverse temperature of exp(beta * reward), see log_density; or "auto:KL=nats"."""
     anneal: float = Field(0.5, ge=0, le=1)
     """beta rises linearly from 0 over this fraction of all updates."""
     log_density: LogDensity = "mean"
     """`mean` over the latent values, as the authors' code, or the exact `sum`."""
+
+    @field_validator("beta")
+    @classmethod
+    def _beta_is_known_or_found(cls, value: float | str) -> float | str:
+        if isinstance(value, str) and not AUTO.fullmatch(value):
+            raise ValueError(f"{value!r} is neither a number nor of the form auto:KL=2.5")
+        if not isinstance(value, str) and value < 0:
+            raise ValueError(f"{value!r} is below 0")
+        return value
+
+    @property
+    def divergence(self) -> float | None:
+        """KL(target || base) in nats from which beta is to be found, if it is."""
+        found = AUTO.fullmatch(self.beta) if isinstance(self.beta, str) else None
+        return float(found[1]) if found else None
 
 
 class PromptsTable(OpenTable):
@@ -97,10 +123,33 @@ class UpdateTable(Table):
     """AdamW's, for both."""
     flow_warmup: int = Field(0, ge=0)
     """Updates of the flow network alone on the first epoch's trajectories, before all others."""
+    decay: float = Field(0.0, ge=0, le=1)
+    """Over this last fraction of all updates both learning rates fall linearly to zero."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradient norm at which each of the two groups is clipped."""
     regulariser: float = Field(1.0, ge=0)
     """Coefficient of the mean squared distance to the rollout network's guided prediction."""
+
+
+class ReplayTable(Table):
+    share: float = Field(0.0, ge=0, lt=1)
+    """Share of each epoch's trajectories that is taken from the best so far (off-policy)."""
+    backward: float = Field(0.0, ge=0, lt=1)
+    """Share that is noised anew, backward from the best images so far, or from those given."""
+    capacity: PositiveInt = 256
+    """Trajectories that are kept."""
+    per_prompt: PositiveInt = 32
+    """Of them, at most so many of one prompt."""
+    images: str = ""
+    """A folder of pictures and metadata.jsonl (file_name, text) that `backward` starts from."""
+
+    @model_validator(mode="after")
+    def _some_is_sampled(self) -> ReplayTable:
+        if self.share + self.backward >= 1:
+            raise ValueError(
+                f"share + backward = {self.share + self.backward:g} leaves nothing to sample"
+            )
+        return self
 
 
 class LoraTable(Table):
@@ -138,7 +187,7 @@ class Config(Table):
     seed: int = Field(0, ge=0, lt=2**63)
     """Decides prompts, noise and initial weights."""
     model: str = "tiny"
-    """`tiny` (embedded), a folder of a diffusers pipeline, or a hub id."""
+    """`tiny` (embedded), a folder of a diffusers pipeline, a hub id, or `world:NAME`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the frozen network: auto is bfloat16 on CUDA, float32 elsewhere."""
     output: str = ""
@@ -149,6 +198,7 @@ class Config(Table):
     prompts: PromptsTable = PromptsTable()
     rollout: RolloutTable = RolloutTable()
     update: UpdateTable = UpdateTable()
+    replay: ReplayTable = ReplayTable()
     lora: LoraTable = LoraTable()
     checkpoint: CheckpointTable = CheckpointTable()
     evaluate: EvaluateTable = EvaluateTable()
@@ -180,7 +230,24 @@ class Config(Table):
     def beta(self, update: int) -> float:
         """The inverse temperature at an update, counted from 0, after linear annealing."""
         rise = self.objective.anneal * self.epochs * self.updates_per_epoch
-        return self.objective.beta * (min(1.0, update / rise) if rise else 1.0)
+        return self.final_beta * (min(1.0, update / rise) if rise else 1.0)
+
+    def rate(self, update: int) -> float:
+        """What both learning rates are multiplied by at an update, counted from 0."""
+        updates = self.epochs * self.updates_per_epoch
+        fall = self.update.decay * updates
+        return min(1.0, (updates - update) / fall) if fall else 1.0
+
+    @property
+    def final_beta(self) -> float:
+        """After annealing. It must be known: see `with_beta`."""
+        assert not isinstance(self.objective.beta, str)
+        return self.objective.beta
+
+    def with_beta(self, beta: float) -> Config:
+        """The same with another beta."""
+        objective = self.objective.model_copy(update={"beta": beta})
+        return self.model_copy(update={"objective": objective})
 
 
 def override(tree: dict[str, Any], assignments: Iterable[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +12,11 @@ from dagflow.diffusion.noise import Stream, trajectory_noise
 from dagflow.diffusion.path import GaussianPath
 from dagflow.engine.rollout import ignore, rollout
 from dagflow.engine.scoring import WeightedReward, ask, total
-from dagflow.policies.stable_diffusion import StableDiffusionPolicy
-from dagflow.types import Prompt
+from dagflow.engine.temperature import base_log_weights, log_weights, temperature
+from dagflow.policies.policy import Policy
+from dagflow.types import Prompt, Trajectories
+
+DIVERSITY = 64  # images of a prompt that are compared with one another
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Comparison:
     rewards: Tensor
     base_scores: dict[str, Tensor]  # (N,) by label, without weights; measured rewards too
     scores: dict[str, Tensor]
+    temperature: dict[str, float]  # slope, log_z and ess of the trained model
 
 
 def standard_error(differences: Tensor) -> float:
@@ -34,26 +38,39 @@ def standard_error(differences: Tensor) -> float:
     return float(differences.std() / len(differences) ** 0.5) if len(differences) > 1 else 0.0
 
 
-def sample(
-    policy: StableDiffusionPolicy,
-    path: GaussianPath,
-    prompts: Sequence[Prompt],
-    seed: int,
-    batch_size: int,
-    stream: Stream = Stream.HELD_OUT,
-    progress: Callable[[int], None] = ignore,
-) -> Tensor:
-    """Images (N, 3, height, width) on the CPU, one for each prompt; image i has the i-th noise.
+@dataclass(frozen=True)
+class Sampler:
+    """A policy, how many steps it takes, and how many images at once."""
 
-    `progress` is called with the number of images that advanced by one step.
-    """
-    images = []
-    for start in range(0, len(prompts), batch_size):
-        part = prompts[start : start + batch_size]
-        indices = range(start, start + len(part))
-        noise = trajectory_noise(stream, seed, 0, indices, path.steps, policy.latent_shape)
-        images.append(rollout(policy, path, part, noise, "mean", progress).images.cpu())
-    return torch.cat(images)
+    policy: Policy
+    path: GaussianPath
+    batch_size: int
+    seed: int
+    stream: Stream = Stream.HELD_OUT
+    progress: Callable[[int], None] = ignore  # told the number of images that advanced by a step
+
+    def batches(
+        self, prompts: Sequence[Prompt], log_p_base: bool = False
+    ) -> Iterator[Trajectories]:
+        """Trajectories with summed log-densities; image i has the i-th noise."""
+        steps, shape = self.path.steps, self.policy.latent_shape
+        for start in range(0, len(prompts), self.batch_size):
+            part = prompts[start : start + self.batch_size]
+            indices = range(start, start + len(part))
+            noise = trajectory_noise(self.stream, self.seed, 0, indices, steps, shape)
+            yield rollout(
+                self.policy,
+                self.path,
+                part,
+                noise,
+                "sum",
+                self.progress,
+                log_p_base=log_p_base,
+            )
+
+    def images(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Images (N, 3, height, width) on the CPU, one for each prompt."""
+        return torch.cat([part.images.cpu() for part in self.batches(prompts)])
 
 
 def cycle(prompts: Sequence[Prompt], count: int) -> tuple[Prompt, ...]:
@@ -62,42 +79,62 @@ def cycle(prompts: Sequence[Prompt], count: int) -> tuple[Prompt, ...]:
 
 
 def compare(
-    policy: StableDiffusionPolicy,
-    path: GaussianPath,
+    sampler: Sampler,
     prompts: Sequence[Prompt],
     rewards: Sequence[WeightedReward],
     measured: Sequence[WeightedReward],
-    seed: int,
-    batch_size: int,
-    progress: Callable[[int], None] = ignore,
+    beta: float,
+    against_base: bool,
 ) -> Comparison:
-    """Base and trained model on the held-out noise of `seed`, an image for each prompt.
+    """Base and trained model on the sampler's noise, an image for each prompt.
 
-    The total is that of `rewards`; `measured` rewards are scored beside them.
+    The total is that of `rewards`; `measured` rewards are scored beside them. The temperature is
+    that of samples in proportion to exp(beta * total), beta in nats, times the base model's density
+    with `against_base`.
     """
     asked = [*rewards, *measured]
 
-    def both() -> tuple[Tensor, Tensor]:
-        images = sample(policy, path, prompts, seed, batch_size, progress=progress)
-        parts = zip(images.split(batch_size), range(0, len(images), batch_size), strict=True)
-        scores = [
-            ask(asked, part.to(policy.device), prompts[start : start + len(part)])
-            for part, start in parts
-        ]
-        return images, torch.cat([answer() for answer in scores], 1).cpu()
+    def both(log_p_base: bool) -> tuple[Tensor, Tensor, Tensor]:
+        images, scores, weights = [], [], []
+        for part in sampler.batches(prompts, log_p_base):
+            images.append(part.images.cpu())
+            scores.append(ask(asked, part.images, part.prompts))
+            weights.append(
+                base_log_weights(part, "sum")
+                if log_p_base
+                else log_weights(part, sampler.path, "sum")
+            )
+        raw = torch.cat([answer() for answer in scores], 1).cpu()
+        return torch.cat(images), raw, torch.cat(weights).cpu()
 
-    with policy.base():
-        base_images, base_raw = both()
-    images, raw = both()
+    with sampler.policy.base():
+        base_images, base_raw, _ = both(log_p_base=False)
+    images, raw, weights = both(log_p_base=against_base)
+    final = total(rewards, raw[: len(rewards)])
     return Comparison(
         prompts=tuple(prompts),
         base_images=base_images,
         images=images,
         base_rewards=total(rewards, base_raw[: len(rewards)]),
-        rewards=total(rewards, raw[: len(rewards)]),
+        rewards=final,
         base_scores=_by_label(asked, base_raw),
         scores=_by_label(asked, raw),
+        temperature=temperature(weights, final, prompts, beta),
     )
+
+
+def diversity(images: Tensor, prompts: Sequence[Prompt]) -> float | None:
+    """Mean root-mean-square distance between two images (N, 3, height, width) of one prompt.
+
+    Of each prompt the first 64 count. None if no prompt has two.
+    """
+    texts = [prompt.text for prompt in prompts]
+    groups = [
+        images[[k for k, other in enumerate(texts) if other == text][:DIVERSITY]].flatten(1)
+        for text in dict.fromkeys(texts)
+    ]
+    distances = [torch.pdist(group) / group.shape[1] ** 0.5 for group in groups if len(group) > 1]
+    return float(torch.cat(distances).mean()) if distances else None
 
 
 def _by_label(rewards: Sequence[WeightedReward], raw: Tensor) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,14 +11,15 @@ import torch
 
 from dagflow.config import Config, OpenTable, RewardTable
 from dagflow.diffusion.path import GaussianPath
+from dagflow.engine.learner import Learner, make_learner
 from dagflow.engine.prompts import as_prompts, heldout_prompts
+from dagflow.engine.replay import Kept, given_images
 from dagflow.engine.scoring import Background, WeightedReward, place
-from dagflow.engine.update import Learner, make_learner
 from dagflow.errors import PluginError, UserError
 from dagflow.plugins import Kind, Registry
-from dagflow.policies.loading import default_device, load_pipeline, resolve_dtype
-from dagflow.policies.stable_diffusion import StableDiffusionPolicy
-from dagflow.types import Prompt, PromptSource, Reward
+from dagflow.policies.loading import default_device, load_policy
+from dagflow.policies.policy import Policy
+from dagflow.types import Needs, Prompt, PromptSource, Reward
 
 
 class Interrupted(Exception):
@@ -53,11 +54,12 @@ class Run:
     measured: tuple[WeightedReward, ...]  # and never trained on
     prompts: tuple[Prompt, ...]
     heldout: tuple[Prompt, ...]
+    given: tuple[Kept, ...]  # pictures from which backward trajectories start
     watcher: Watcher
     stop_asked: Callable[[], bool]
 
     @property
-    def policy(self) -> StableDiffusionPolicy:
+    def policy(self) -> Policy:
         return self.learner.policy
 
     def advance(self, units: int) -> None:
@@ -98,21 +100,52 @@ def prepare(
     source, prompts = _prompts(config, registry)
 
     device = default_device()
-    pipeline = load_pipeline(config.model, resolve_dtype(config.dtype, device))
-    policy = StableDiffusionPolicy(pipeline, device, config.rollout.guidance_scale)
+    policy = load_policy(config.model, config.dtype, device, config.rollout.guidance_scale)
     path = policy.path(config.rollout.num_inference_steps)
-    policy.add_lora(config.lora, config.seed)
+    policy.add_weights(config.lora, config.seed)
     rewards = _build(config.rewards, make_rewards, device)
     measured = _build(config.evaluate.rewards, make_measured, device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         objective = make_objective(policy.spec)
+    _check_needs(config, objective.needs, prompts)
     learner = make_learner(policy, objective, config.update, config.objective.log_density)
-    heldout = heldout_prompts(config.prompts.name, source, prompts)
-    folder = Path(config.output)
+    replay = config.replay
     return Run(
-        config, folder, learner, path, rewards, measured, prompts, heldout, watcher, stop_asked
+        config=config,
+        folder=Path(config.output),
+        learner=learner,
+        path=path,
+        rewards=rewards,
+        measured=measured,
+        prompts=prompts,
+        heldout=heldout_prompts(config.prompts.name, source, prompts),
+        given=given_images(Path(replay.images), policy) if replay.images else (),
+        watcher=watcher,
+        stop_asked=stop_asked,
     )
+
+
+def _check_needs(config: Config, needs: Needs, prompts: Sequence[Prompt]) -> None:
+    """Raise UserError if the objective cannot do with the data that it would get."""
+    name, replay = config.objective.name, config.replay
+    if needs.on_policy and (replay.share or replay.backward):
+        raise UserError(
+            f"objective '{name}' is wrong for trajectories that the policy did not sample just "
+            f"now: set replay.share and replay.backward to 0, or use one that learns from any "
+            f"(db, tb, subtb, rtb, ...)."
+        )
+    if needs.groups and config.rollout.images_per_prompt < 2 and len(prompts) > 1:
+        raise UserError(
+            f"objective '{name}' compares images of one prompt: give rollout.images_per_prompt of "
+            f"2 or more, such as -s rollout.images_per_prompt=4."
+        )
+    if config.objective.divergence is not None and not needs.log_p_base:
+        raise UserError(
+            f"objective.beta = {config.objective.beta!r} is a divergence from the base model, "
+            f"which objective '{name}' does not keep as its prior: give a number, or use rtb or "
+            f"residual-db."
+        )
 
 
 def _reward_makers(

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from dagflow import charts, report
 from dagflow import config as configuration
 from dagflow.collect import Epoch, collect
 from dagflow.config import Config
 from dagflow.engine import checkpoint as checkpoints
 from dagflow.engine import pictures
-from dagflow.engine.checkpoint import Position
+from dagflow.engine.checkpoint import Position, Restored
+from dagflow.engine.learner import set_rates
 from dagflow.engine.metrics import Clock, JsonLines
 from dagflow.engine.normalise import SMALLEST, mean_and_deviation, moments, normalised, summary
-from dagflow.engine.scoring import WeightedReward
-from dagflow.engine.transitions import cut
-from dagflow.engine.update import Window, current_potentials, update, warm_up
+from dagflow.engine.potentials import current_potentials
+from dagflow.engine.replay import Buffer
+from dagflow.engine.temperature import (
+    base_log_weights,
+    beta_for_divergence,
+    log_weights,
+    temperature,
+)
+from dagflow.engine.transitions import cut, cut_whole
+from dagflow.engine.update import update, warm_up
+from dagflow.engine.window import Window
 from dagflow.errors import NotSaved, RunError, UserError
-from dagflow.evaluate import Comparison, compare, cycle, sample
+from dagflow.evaluate import Comparison, Sampler, compare, cycle
 from dagflow.prepare import Run
 from dagflow.recipe import read_recipe
+from dagflow.truth import Truth, against_truth
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,8 @@ class Outcome:
 
     checkpoint: Path
     comparison: Comparison | None
+    truth: Truth | None = None
+    beta: float = 0.0  # the final one; on the scale of the configuration
     stopped: Stopped | None = None
 
 
@@ -52,7 +65,7 @@ def start(run: Run) -> Outcome:
     if run.config.evaluate.grid:
         _draw_grid(run, epoch=0)
     with closing(run):
-        return _train(run, Position(), run.policy.lora_state())
+        return _train(run, Restored(Position(), run.policy.weights(), {}))
 
 
 def require_free(folder: Path) -> None:
@@ -72,14 +85,14 @@ def resume(run: Run) -> Outcome:
     A run that stopped before its first checkpoint begins again.
     """
     found = checkpoints.checkpoints(run.folder / "checkpoints")
-    position, rollout_lora = Position(), run.policy.lora_state()
+    restored = Restored(Position(), run.policy.weights(), {})
     if found:
-        position, rollout_lora = checkpoints.restore(found[-1], run.learner)
-    if (position.epoch, position.window) > (run.config.epochs, 0):
+        restored = checkpoints.restore(found[-1], run.learner)
+    if (restored.position.epoch, restored.position.window) > (run.config.epochs, 0):
         raise UserError(f"the run is past epochs = {run.config.epochs} already.")
     write_config(run.config, run.folder)
     with closing(run):
-        return _train(run, position, rollout_lora)
+        return _train(run, restored)
 
 
 def read_config(folder: Path) -> Config:
@@ -97,9 +110,9 @@ def write_config(config: Config, folder: Path) -> None:
     partial.rename(folder / "config.toml")
 
 
-def _train(run: Run, position: Position, rollout_lora: dict[str, Tensor]) -> Outcome:
+def _train(run: Run, restored: Restored) -> Outcome:
     _open_logs(run)
-    session = _Session(run, position, rollout_lora)
+    session = _Session(run, restored)
     try:
         stopped = session.train()
     except NotSaved:
@@ -113,8 +126,10 @@ def _train(run: Run, position: Position, rollout_lora: dict[str, Tensor]) -> Out
         session.save()
         raise
     checkpoint = session.save()
-    comparison = _evaluate(run, normalised(run.rewards, session.position.statistics))
-    return Outcome(checkpoint, comparison, stopped)
+    comparison, truth = None, None
+    if run.config.evaluate.images:
+        comparison, truth = _evaluate(run, session)
+    return Outcome(checkpoint, comparison, truth, session.config.final_beta, stopped)
 
 
 def _open_logs(run: Run) -> None:
@@ -128,9 +143,14 @@ def _open_logs(run: Run) -> None:
 class _Session:
     """A run under way: the chain, and how far it has come."""
 
-    def __init__(self, run: Run, position: Position, rollout_lora: dict[str, Tensor]) -> None:
-        self.run, self.config, self.position = run, run.config, position
-        self._rollout_lora = rollout_lora  # the weights that the epoch began with
+    def __init__(self, run: Run, restored: Restored) -> None:
+        self.run, self.config, self.position = run, run.config, restored.position
+        position, replay = restored.position, run.config.replay
+        if position.beta is not None:
+            self.config = run.config.with_beta(position.beta)
+        self._rollout_weights = restored.rollout_weights  # that the epoch began with
+        empty = Buffer(replay.capacity, replay.per_prompt)
+        self._buffer = empty.restored(restored.replay, run.prompts)  # before the epoch
         self._metrics = JsonLines(run.folder / "metrics.jsonl", position.metrics_bytes)
         self._timings = JsonLines(run.folder / "timings.jsonl", position.timings_bytes)
 
@@ -138,7 +158,9 @@ class _Session:
         """All epochs that remain."""
         for epoch in range(self.position.epoch, self.config.epochs):
             clock = Clock()
-            data = collect(self.run, epoch, self.position.statistics, self._rollout_lora, clock)
+            before = self.position.statistics
+            data = collect(self.run, epoch, before, self._rollout_weights, self._buffer, clock)
+            self._find_beta(data)
             gain = self._gain(epoch, data.final)
             if not self.position.window and 0 < self.config.stop_at_gain <= gain:
                 return Stopped(epoch, gain)
@@ -158,7 +180,29 @@ class _Session:
             timings_bytes=self._timings.length,
         )
         folder, keep = self.run.folder / "checkpoints", self.config.checkpoint.keep
-        return checkpoints.save(folder, self.run.learner, here, self._rollout_lora, keep)
+        replay = self._buffer.tensors(self.run.prompts)
+        return checkpoints.save(folder, self.run.learner, here, self._rollout_weights, replay, keep)
+
+    def _find_beta(self, data: Epoch) -> None:
+        """From the base model's images, where beta is a divergence to be kept from it."""
+        divergence = self.config.objective.divergence
+        if divergence is None:
+            return
+        beta = beta_for_divergence(data.final, divergence)
+        if self.run.learner.density == "mean":
+            beta /= self._values
+        self.position = replace(self.position, beta=beta)
+        self.config = self.config.with_beta(beta)
+
+    @property
+    def beta_in_nats(self) -> float:
+        """The final beta on the scale of summed log-densities."""
+        return self.config.final_beta * (self._values if self.run.learner.density == "mean" else 1)
+
+    @property
+    def _values(self) -> int:
+        """D."""
+        return prod(self.run.policy.latent_shape)
 
     def _gain(self, epoch: int, rewards: Tensor) -> float:
         """Of the mean reward over that of the first epoch, in its deviations.
@@ -175,7 +219,7 @@ class _Session:
         """Train the objective's own parameters alone, at the first beta above zero."""
         config, done = self.config, self.position.warm_up
         count = config.update.flow_warmup if self.run.learner.objective_parameters else 0
-        windows = cut(config, 0, self.run.path.steps)
+        windows = self._windows(0)
         beta = config.beta(0) or config.beta(1)
         self.run.watcher.phase("warm-up", count - done, 1)
         for k in range(done, count):
@@ -188,12 +232,13 @@ class _Session:
 
     def _update(self, data: Epoch) -> None:
         """The epoch's optimizer steps."""
-        windows = cut(self.config, self.position.epoch, self.run.path.steps)
+        windows = self._windows(self.position.epoch)
         done = self.position.window
         self.run.watcher.phase("update", len(windows) - done, self.position.epoch + 1)
         for rows in windows[done:]:
             self.run.stop_if_asked()
             beta = self.config.beta(self.position.update)
+            set_rates(self.run.learner, self.config.rate(self.position.update))
             numbers = update(self.run.learner, self._window(data, rows, beta))
             window, count = self.position.window + 1, self.position.update + 1
             self.position = replace(self.position, window=window, update=count)
@@ -202,8 +247,23 @@ class _Session:
             self.run.watcher.show(numbers)
             self.run.watcher.advance(1)
 
+    def _temperature(self, data: Epoch) -> dict[str, float]:
+        """How near the trajectories that were sampled are to the promise of the final beta."""
+        sampled, density = data.sampled, self.run.learner.density
+        weights = (
+            log_weights(sampled, self.run.path, density)
+            if sampled.log_p_base is None
+            else base_log_weights(sampled, density)
+        )
+        found = temperature(weights, data.final, sampled.prompts, self.beta_in_nats)
+        return {f"temperature.{name}": value for name, value in found.items()}
+
+    def _windows(self, epoch: int) -> list[Tensor]:
+        whole = self.run.learner.objective.needs.trajectories
+        return (cut_whole if whole else cut)(self.config, epoch, self.run.path.steps)
+
     def _window(self, data: Epoch, rows: Tensor, beta: float) -> Window:
-        run, final_beta = self.run, self.config.objective.beta
+        run, final_beta = self.run, self.config.final_beta
         window = Window(data.trajectories, data.potentials, run.path, rows, beta, final_beta)
         if run.learner.objective.needs.potentials and run.config.rollout.potential == "current":
             values = current_potentials(run.learner, window, data.rewards)
@@ -213,12 +273,21 @@ class _Session:
     def _end_epoch(self, data: Epoch, gain: float, clock: Clock) -> None:
         """Log, draw and save."""
         epoch, config = self.position.epoch + 1, self.config
-        self.position = replace(self.position, epoch=epoch, window=0, statistics=data.statistics)
-        self._rollout_lora = self.run.policy.lora_state()
+        self.position = replace(
+            self.position,
+            epoch=epoch,
+            window=0,
+            statistics=data.statistics,
+            reward_calls=self.position.reward_calls + data.reward_calls,
+        )
+        self._rollout_weights = self.run.policy.weights()
+        if config.replay.share or (config.replay.backward and not self.run.given):
+            self._buffer = self._buffer.with_more(data.sampled, data.final)
         numbers = mean_and_deviation("reward", data.final, "_")
         numbers |= summary(data.rewards, data.raw, config.beta(self.position.update - 1))
         for item, values in zip(self.run.measured, data.measured, strict=True):
             numbers |= mean_and_deviation(f"eval_rewards.{item.label}", values)
+        numbers |= self._temperature(data)
         self._metrics.write({"epoch": epoch, **numbers, "gain": gain})
         if config.evaluate.grid:
             _draw_grid(self.run, epoch)
@@ -234,35 +303,42 @@ def _draw_grid(run: Run, epoch: int) -> None:
     prompts = cycle(run.heldout, run.config.evaluate.grid)
     run.watcher.phase("grid", len(prompts) * run.path.steps, max(epoch, 1))
     size = run.config.rollout.batch_size
-    images = sample(
-        run.policy, run.path, prompts, run.config.seed, size, progress=run.watcher.advance
-    )
+    sampler = Sampler(run.policy, run.path, size, run.config.seed, progress=run.watcher.advance)
+    images = sampler.images(prompts)
     picture = pictures.grid(images, columns=8, captions=[prompt.text for prompt in prompts])
     pictures.save(picture, run.folder / "samples" / f"epoch-{epoch:04d}.png")
 
 
-def _evaluate(run: Run, rewards: Sequence[WeightedReward]) -> Comparison | None:
-    """Base against trained on held-out seeds, and a picture of the first of them."""
-    count = run.config.evaluate.images
-    if not count:
-        return None
+def _evaluate(run: Run, session: _Session) -> tuple[Comparison, Truth | None]:
+    """Base against trained on held-out seeds; a picture of the first of them, and a report."""
+    config, count = session.config, session.config.evaluate.images
     prompts = cycle(run.heldout, count)
-    run.watcher.phase("evaluate", 2 * count * run.path.steps, run.config.epochs)
-    comparison = compare(
-        run.policy,
-        run.path,
-        prompts,
-        rewards,
-        run.measured,
-        run.config.seed,
-        run.config.rollout.batch_size,
-        run.advance,
+    run.watcher.phase("evaluate", 2 * count * run.path.steps, config.epochs)
+    sampler = Sampler(
+        run.policy, run.path, config.rollout.batch_size, config.seed, progress=run.advance
     )
-    shown = min(count, 12)
+    comparison = compare(
+        sampler,
+        prompts,
+        normalised(run.rewards, session.position.statistics),
+        run.measured,
+        session.beta_in_nats,
+        run.learner.objective.needs.log_p_base,
+    )
+    truth = against_truth(sampler, comparison)
+    _draw_comparison(run, comparison)
+    if truth:
+        charts.save(charts.truth_chart(truth), run.folder / "samples" / "truth.png")
+    numbers = report.report(config, comparison, truth, session.position.reward_calls)
+    report.write(numbers, run.folder / "report.json")
+    return comparison, truth
+
+
+def _draw_comparison(run: Run, comparison: Comparison) -> None:
+    shown = min(len(comparison.prompts), 12)
     picture = pictures.before_after(
         comparison.base_images[:shown],
         comparison.images[:shown],
-        [prompt.text for prompt in prompts[:shown]],
+        [prompt.text for prompt in comparison.prompts[:shown]],
     )
     pictures.save(picture, run.folder / "samples" / "before-after.png")
-    return comparison

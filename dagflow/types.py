@@ -31,6 +31,7 @@ class PolicySpec:
 
     latent_channels: int  # C
     cross_attention_dim: int  # E, the width of prompt_embeds
+    latent_size: tuple[int, int] = (64, 64)  # (H, W)
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Needs:
     potentials: bool = False  # rewards of intermediate states (forward-looking flow)
     rewards: bool = False  # what each transition's trajectory earned, and which trajectory it is
     window: bool = False  # the numbers of the whole accumulation window, in `Transitions.window`
+    log_p_base: bool = False  # log p(x_next | x) of the frozen base model
+    trajectories: bool = False  # whole trajectories, all of a window at once, and log_p0
+    log_z: bool = False  # log Z of each trajectory's prompt; the objective has a module `log_z`
+    groups: bool = False  # several trajectories for each prompt
+    on_policy: bool = False  # it is wrong for trajectories that the policy did not sample just now
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class Trajectories:
     noise_pred: Tensor  # (B, T, C, H, W), that network's guided prediction
     prompt_embeds: Tensor  # (B, L, E)
     images: Tensor  # (B, 3, height, width) in [0, 1], decoded from the terminal state
+    log_p_base: Tensor | None = None  # (B, T), log p(x_next | x) under the base, if it matters
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,9 @@ class Transitions:
     Log-densities are means or sums over the D latent values; `scale` is 1 or D accordingly.
     What `needs` does not declare is None. `trajectory` and `prompt` are int64 and tell transitions
     apart, no more: equal numbers are of one trajectory, or of trajectories with one prompt text.
+
+    With `needs.trajectories` these are B whole trajectories: what belongs to a transition is
+    (B, T) in the order of time, what belongs to a trajectory (B,), and so is the loss.
     """
 
     log_pf: Tensor  # a leaf: the engine back-propagates d loss / d log_pf through the network
@@ -77,6 +87,9 @@ class Transitions:
     log_reward: Tensor | None = None  # beta * reward of the trajectory's image
     trajectory: Tensor | None = None  # which trajectory of the epoch it belongs to
     prompt: Tensor | None = None  # which prompt that trajectory was drawn for
+    log_p_base: Tensor | None = None  # log p(x_next | x) of the frozen base model
+    log_p0: Tensor | None = None  # of a trajectory's first state, under the standard normal
+    log_z: Tensor | None = None  # with gradient to the objective's own parameters
 
 
 class Reward(Protocol):
@@ -96,7 +109,8 @@ class Objective(Protocol):
 
     If it learns, it is an `nn.Module`: the engine optimises its parameters with
     `update.flow_learning_rate` and saves them. With `needs.log_flow` it has a module `flow`:
-    (latents (B, C, H, W), timesteps (B,), prompt_embeds (B, L, E)) -> (B,).
+    (latents (B, C, H, W), timesteps (B,), prompt_embeds (B, L, E)) -> (B,), and with
+    `needs.log_z` a module `log_z`: prompt_embeds (B, L, E) -> (B,).
     """
 
     needs: Needs
@@ -108,6 +122,12 @@ class FlowObjective(Objective, Protocol):
     """An objective that declares `needs.log_flow`."""
 
     flow: nn.Module
+
+
+class PartitionObjective(Objective, Protocol):
+    """An objective that declares `needs.log_z`."""
+
+    log_z: nn.Module
 
 
 PromptSource = Sequence["Prompt | str"]

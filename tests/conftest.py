@@ -17,7 +17,7 @@ from torch import Tensor
 from dagflow import Prompt, config
 from dagflow.config import Config
 from dagflow.engine.scoring import WeightedReward, ask, total
-from dagflow.engine.update import Window
+from dagflow.engine.window import Window
 from dagflow.plugins import load_plugins
 from dagflow.prepare import Run, prepare
 
@@ -128,8 +128,9 @@ def first_window(run: Run) -> Window:
     """One window that holds every transition of the first epoch, at the final beta."""
     from dagflow.collect import collect
     from dagflow.engine.metrics import Clock
+    from dagflow.engine.replay import Buffer
 
-    data = collect(run, 0, {}, run.policy.lora_state(), Clock())
+    data = collect(run, 0, {}, run.policy.weights(), Buffer(1, 1), Clock())
     count = len(data.trajectories.prompts)
     rows = torch.cartesian_prod(torch.arange(count), torch.arange(run.path.steps))
     beta = run.config.objective.beta

@@ -49,9 +49,8 @@ def sample(
     from dagflow.config import Config
     from dagflow.diffusion.noise import Stream
     from dagflow.engine import checkpoint, pictures
-    from dagflow.evaluate import sample as draw
-    from dagflow.policies.loading import default_device, load_pipeline, resolve_dtype
-    from dagflow.policies.stable_diffusion import StableDiffusionPolicy
+    from dagflow.evaluate import Sampler
+    from dagflow.policies.loading import default_device, load_policy
     from dagflow.train import read_config
 
     config = Config()
@@ -62,30 +61,27 @@ def sample(
         if not found:
             raise UserError(f"the run '{source}' has no checkpoint yet.")
         folder = found[-1]
-    elif not (source / StableDiffusionPolicy.LORA_FILE).is_file():
-        raise UserError(
-            f"'{source}' is neither a run directory nor a folder with "
-            f"{StableDiffusionPolicy.LORA_FILE}."
-        )
     scale = config.rollout.guidance_scale if guidance_scale is None else guidance_scale
     steps = num_inference_steps or config.rollout.num_inference_steps
-    device = default_device()
-    pipeline = load_pipeline(model or config.model, resolve_dtype(config.dtype, device))
-    policy = StableDiffusionPolicy(pipeline, device, scale)
-    policy.load_lora(folder)
+    policy = load_policy(model or config.model, config.dtype, default_device(), scale)
+    if not (folder / policy.WEIGHTS_FILE).is_file():
+        raise UserError(
+            f"'{source}' is neither a run directory nor a folder with {policy.WEIGHTS_FILE}."
+        )
+    policy.load_weights(folder)
     prompts = [Prompt(text) for text in prompt for _ in range(count)]
     path = policy.path(steps)
     with Progress(console=err, transient=True, disable=not err.is_terminal) as bars:
         task = bars.add_task("sampling", total=len(prompts) * path.steps)
-        images = draw(
+        sampler = Sampler(
             policy,
             path,
-            prompts,
-            seed,
             config.rollout.batch_size,
+            seed,
             Stream.SAMPLE,
             lambda units: bars.advance(task, units),
         )
+        images = sampler.images(prompts)
     for number, image in enumerate(images):
         pictures.save(pictures.to_pil(image), output / f"{number:04d}.png")
     captions = [item.text for item in prompts]

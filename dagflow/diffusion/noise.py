@@ -23,6 +23,8 @@ class Stream(IntEnum):
     TRANSITIONS = 3
     WEIGHTS = 4
     SAMPLE = 5
+    REPLAY = 6
+    TARGET = 7
 
 
 def generator(stream: Stream, *key: int) -> torch.Generator:

@@ -16,10 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dagflow import __version__
+from dagflow.engine.learner import Learner
 from dagflow.engine.normalise import Statistics
-from dagflow.engine.update import Learner
 from dagflow.errors import NotSaved, UserError
-from dagflow.policies.stable_diffusion import StableDiffusionPolicy
 
 STATE = "state.json"
 TENSORS = "training_state.safetensors"
@@ -33,7 +32,9 @@ class Position:
     window: int = 0  # optimizer steps done in the epoch after those
     warm_up: int = 0  # steps of the flow warm-up done
     update: int = 0  # optimizer steps done in all; decides beta
+    reward_calls: int = 0  # images that the rewards were asked about, in whole epochs
     gain_baseline: tuple[float, float] | None = None  # mean and deviation of the reward
+    beta: float | None = None  # found from the first epoch, where it was to be found
     metrics_bytes: int = 0  # length of metrics.jsonl
     timings_bytes: int = 0  # length of timings.jsonl
     statistics: Mapping[str, Statistics] = field(default_factory=dict)  # of rewards, before `epoch`
@@ -52,19 +53,21 @@ def save(
     folder: Path,
     learner: Learner,
     position: Position,
-    rollout_lora: Mapping[str, Tensor],
+    rollout_weights: Mapping[str, Tensor],
+    replay: Mapping[str, Tensor],
     keep: int,
 ) -> Path:
     """Write `folder/epoch-NNNN[-update-MMMM]` atomically, then drop all but the newest `keep`.
 
-    Within an epoch the LoRA that sampled its trajectories is kept too: a resumed run samples them
-    again, rather than storing them. Raises NotSaved if the disk is full or cannot be written.
+    Within an epoch the weights that sampled its trajectories are kept too: a resumed run samples
+    them again, rather than storing them. `replay` is the buffer as it was before the epoch. Raises
+    NotSaved if the disk is full or cannot be written.
     """
     target = folder / position.name
     partial = folder / f".{target.name}.partial"
     if not target.exists():
         try:
-            _write(partial, learner, position, rollout_lora)
+            _write(partial, learner, position, rollout_weights, replay)
             partial.rename(target)
             _sync(folder)
         except (OSError, SafetensorError) as error:
@@ -76,14 +79,18 @@ def save(
 
 
 def _write(
-    partial: Path, learner: Learner, position: Position, rollout_lora: Mapping[str, Tensor]
+    partial: Path,
+    learner: Learner,
+    position: Position,
+    rollout_weights: Mapping[str, Tensor],
+    replay: Mapping[str, Tensor],
 ) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    learner.policy.save_lora(partial)
-    tensors = _tensors(learner)
+    learner.policy.save_weights(partial)
+    tensors = _tensors(learner) | {f"replay.{name}": tensor for name, tensor in replay.items()}
     if position.window:
-        tensors |= {f"rollout.{name}": tensor for name, tensor in rollout_lora.items()}
+        tensors |= {f"rollout.{name}": tensor for name, tensor in rollout_weights.items()}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, partial / TENSORS)
     (partial / STATE).write_text(json.dumps(asdict(position), indent=1), encoding="utf-8")
@@ -96,21 +103,30 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"epoch-*/{STATE}"))
 
 
-def restore(checkpoint: Path, learner: Learner) -> tuple[Position, dict[str, Tensor]]:
-    """Load a checkpoint into the learner; returns the position and the epoch's rollout LoRA.
+@dataclass(frozen=True)
+class Restored:
+    """What a checkpoint says beside the learner's state."""
+
+    position: Position
+    rollout_weights: dict[str, Tensor]
+    replay: dict[str, Tensor]
+
+
+def restore(checkpoint: Path, learner: Learner) -> Restored:
+    """Load a checkpoint into the learner.
 
     Raises UserError if the files are damaged or belong to another configuration.
     """
     try:
         position = _position(json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
         tensors = load_file(checkpoint / TENSORS)
-        current = load_lora(checkpoint)
+        current = learner.policy.read_weights(checkpoint)
         _load_module(learner.objective, _part(tensors, "objective."))
         _load_optimizer(learner.optimizer, _part(tensors, "optimizer."))
-        learner.policy.set_lora_state(current)
+        learner.policy.set_weights(current)
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise UserError(f"the checkpoint {checkpoint} cannot be restored: {error}") from error
-    return position, _part(tensors, "rollout.") or current
+    return Restored(position, _part(tensors, "rollout.") or current, _part(tensors, "replay."))
 
 
 def _position(saved: dict[str, Any]) -> Position:
@@ -118,11 +134,6 @@ def _position(saved: dict[str, Any]) -> Position:
     read = {label: Statistics(*numbers) for label, numbers in statistics.items()}
     baseline = saved.pop("gain_baseline", None)
     return Position(**saved, statistics=read, gain_baseline=tuple(baseline) if baseline else None)
-
-
-def load_lora(folder: Path) -> dict[str, Tensor]:
-    """The UNet's LoRA matrices in a folder that `save_lora` wrote."""
-    return _part(load_file(folder / StableDiffusionPolicy.LORA_FILE), "unet.")
 
 
 def _tensors(learner: Learner) -> dict[str, Tensor]:

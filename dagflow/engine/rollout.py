@@ -1,15 +1,16 @@
-"""Sample trajectories from the policy."""
+"""Trajectories of the policy: sampled, or retraced along given states."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 
 import torch
 from torch import Tensor
 
 from dagflow.diffusion import path as gaussian
 from dagflow.diffusion.path import GaussianPath
-from dagflow.policies.stable_diffusion import StableDiffusionPolicy
+from dagflow.policies.policy import Policy
 from dagflow.types import LogDensity, Prompt, Trajectories
 
 
@@ -19,35 +20,47 @@ def ignore(_: int) -> None:
 
 @torch.no_grad()
 def rollout(
-    policy: StableDiffusionPolicy,
+    policy: Policy,
     path: GaussianPath,
     prompts: Sequence[Prompt],
-    noise: Tensor,
+    noise: Tensor | None,
     density: LogDensity,
     progress: Callable[[int], None] = ignore,
     on_preview: Callable[[Tensor], None] | None = None,
+    log_p_base: bool = False,
+    given: Tensor | None = None,
 ) -> Trajectories:
-    """One trajectory for each of B prompts, from noise (B, T+1, C, H, W).
+    """One trajectory for each of B prompts, from noise (B, T+1, C, H, W) or along `given` states.
 
     `progress` is called after each step with the number of trajectories that took it, and
     `on_preview` with x0hat (B, C, H, W) of the text branch at the state that the step began from.
+    With `log_p_base` the densities under the frozen base model are computed too.
     """
-    noise = noise.to(policy.device)
+    states = noise if given is None else given
+    assert states is not None
+    states = states.to(policy.device)
     embeds = policy.encode([prompt.text for prompt in prompts])
-    latents, log_pf, guided = [noise[:, 0]], [], []
+    latents, log_pf, guided, log_base = [states[:, 0]], [], [], []
     for i in range(path.steps):
         x = latents[-1]
         index = torch.full((len(x),), i, device=policy.device)
         step = gaussian.step_from(path, index)
-        prediction = policy.predict(x, path.timesteps.to(policy.device)[index], embeds)
-        x0 = gaussian.predicted_x0(step.state, x, prediction.guided, policy.prediction_type)
+        times = path.timesteps.to(policy.device)[index]
+        prediction = policy.predict(x, times, embeds)
+        x0 = policy.predicted_x0(step.state, x, prediction.guided)
         mean = gaussian.policy_mean(step, x, x0)
-        latents.append(mean + step.variance.sqrt() * noise[:, i + 1])
+        sampled = mean + step.variance.sqrt() * states[:, i + 1]
+        latents.append(sampled if given is None else states[:, i + 1])
         log_pf.append(gaussian.log_normal(latents[-1], mean, step.variance, density))
         guided.append(prediction.guided)
+        if log_p_base:
+            with policy.base():
+                base_x0 = policy.predicted_x0(
+                    step.state, x, policy.predict(x, times, embeds).guided
+                )
+            log_base.append(gaussian.log_pf(step, x, latents[-1], base_x0, density))
         if on_preview:
-            kind = policy.prediction_type
-            on_preview(gaussian.predicted_x0(step.state, x, prediction.text, kind))
+            on_preview(policy.predicted_x0(step.state, x, prediction.text))
         progress(len(x))
     final = _noiseless(policy, path, latents[-1], embeds) if path.noiseless_end else latents[-1]
     return Trajectories(
@@ -57,24 +70,45 @@ def rollout(
         noise_pred=torch.stack(guided, 1),
         prompt_embeds=embeds,
         images=policy.decode(final),
+        log_p_base=torch.stack(log_base, 1) if log_p_base else None,
     )
 
 
-def _noiseless(
-    policy: StableDiffusionPolicy, path: GaussianPath, latents: Tensor, embeds: Tensor
-) -> Tensor:
+def noised(path: GaussianPath, terminal: Tensor, noise: Tensor) -> Tensor:
+    """States (B, T+1, C, H, W) that lead by q from terminal states (B, C, H, W) back to noise.
+
+    noise: (B, T, C, H, W), standard normal. x_t = a x_s + sqrt(v) noise, from the last step on.
+    """
+    states = [terminal]
+    for i in reversed(range(path.steps)):
+        step = gaussian.step_from(path, torch.full((len(terminal),), i, device=terminal.device))
+        states.append(step.noising * states[-1] + step.noising_variance.sqrt() * noise[:, i])
+    return torch.stack(states[::-1], 1)
+
+
+def _noiseless(policy: Policy, path: GaussianPath, latents: Tensor, embeds: Tensor) -> Tensor:
     """x0hat of the terminal state by the frozen base network: the sampler's last step."""
     index = torch.full((len(latents),), path.steps, device=policy.device)
     state = gaussian.state_at(path, index)
     with policy.base():
         prediction = policy.predict(latents, path.timesteps.to(policy.device)[index], embeds)
-    return gaussian.predicted_x0(state, latents, prediction.guided, policy.prediction_type)
-
-
-TENSORS = ("latents", "log_pf", "noise_pred", "prompt_embeds", "images")
+    return policy.predicted_x0(state, latents, prediction.guided)
 
 
 def concatenate(parts: Sequence[Trajectories]) -> Trajectories:
     """Several batches of trajectories as one."""
-    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in TENSORS}
+    joined = {
+        name: torch.cat([getattr(part, name) for part in parts]) for name in _tensors(parts[0])
+    }
     return Trajectories(prompts=tuple(p for part in parts for p in part.prompts), **joined)
+
+
+def first(trajectories: Trajectories, count: int) -> Trajectories:
+    """The first `count` of them."""
+    fewer = {name: getattr(trajectories, name)[:count] for name in _tensors(trajectories)}
+    return Trajectories(prompts=trajectories.prompts[:count], **fewer)
+
+
+def _tensors(trajectories: Trajectories) -> list[str]:
+    names = (field.name for field in fields(trajectories))
+    return [name for name in names if isinstance(getattr(trajectories, name), Tensor)]

@@ -24,3 +24,21 @@ def cut(config: Config, epoch: int, steps: int) -> list[Tensor]:
     transitions = torch.cat(chosen)
     order = torch.randperm(len(transitions), generator=source)
     return list(transitions[order].tensor_split(config.updates_per_epoch))
+
+
+def cut_whole(config: Config, epoch: int, steps: int) -> list[Tensor]:
+    """The same for objectives on whole trajectories: all steps of one after those of another.
+
+    Trajectories of one prompt that were drawn together stay together, so there may be fewer
+    windows than `updates_per_epoch`.
+    """
+    source = generator(Stream.TRANSITIONS, config.seed, epoch)
+    together = config.rollout.images_per_prompt
+    groups = config.rollout.samples_per_epoch // together
+    order = torch.randperm(groups, generator=source)
+    windows = order.tensor_split(min(groups, config.updates_per_epoch))
+    offsets, every = torch.arange(together), torch.arange(steps)
+    return [
+        torch.cartesian_prod((window[:, None] * together + offsets).flatten(), every)
+        for window in windows
+    ]

@@ -9,11 +9,37 @@ from dagflow import Objective, ObjectiveFactory, PolicySpec, hookimpl
 CHANNELS = (64, 128, 256, 256)
 
 
-def detailed_balance(spec: PolicySpec, flow_channels: tuple[int, ...] = CHANNELS) -> Objective:
-    """DAG-DB: squared residual of the forward-looking detailed balance of each transition."""
-    from dagflow.objectives.balance import DetailedBalance
+def detailed_balance(
+    spec: PolicySpec,
+    flow_channels: tuple[int, ...] = CHANNELS,
+    loss: str = "square",
+    returns: float = 0.0,
+) -> Objective:
+    """DAG-DB: squared residual of the forward-looking detailed balance of each transition.
 
-    return DetailedBalance(spec, flow_channels)
+    loss: square, huber, shifted-cosh or linex, of the residual. returns: lambda, 0 to 1; above 0
+    the flow network learns from the rest of each trajectory, and from all of it at 1.
+    """
+    from dagflow.objectives.balance import DetailedBalance
+    from dagflow.objectives.regression import regression
+
+    return DetailedBalance(spec, flow_channels, regression(loss), False, returns)
+
+
+def residual_db(
+    spec: PolicySpec,
+    flow_channels: tuple[int, ...] = CHANNELS,
+    loss: str = "square",
+    returns: float = 0.0,
+) -> Objective:
+    """Detailed balance against the base model: the target is p_base * exp(beta * reward).
+
+    loss: square, huber, shifted-cosh or linex, of the residual. returns: as for db.
+    """
+    from dagflow.objectives.balance import DetailedBalance
+    from dagflow.objectives.regression import regression
+
+    return DetailedBalance(spec, flow_channels, regression(loss), True, returns)
 
 
 def kl(
@@ -22,18 +48,101 @@ def kl(
     clip: float = 1e-4,
     coefficient: float | None = None,
     normalise: bool = False,
+    returns: float = 0.0,
 ) -> Objective:
     """DAG-KL: policy gradient with the balance's residual as cost, and a clipped ratio.
 
     clip: the importance ratio is held within 1 +- clip. coefficient: of the policy's term; by
     default the final beta. normalise: replace the cost by its leave-one-out centred, standardised
-    value over the window, clipped to +-5.
+    value over the window, clipped to +-5. returns: lambda, 0 to 1; above 0 policy and flow network
+    learn from the rest of each trajectory, and from all of it at 1.
     """
     from dagflow.objectives.balance import KL
 
-    return KL(spec, flow_channels, clip, coefficient, normalise)
+    return KL(spec, flow_channels, clip, coefficient, normalise, returns)
+
+
+def trajectory_balance(spec: PolicySpec, loss: str = "square") -> Objective:
+    """Trajectory balance with a learned log Z for each prompt.
+
+    loss: square, huber, shifted-cosh or linex, of the residual.
+    """
+    from dagflow.objectives.regression import regression
+    from dagflow.objectives.trajectory import TrajectoryBalance
+
+    return TrajectoryBalance(spec, regression(loss), against_base=False)
+
+
+def vargrad(spec: PolicySpec, loss: str = "square") -> Objective:
+    """Trajectory balance with log Z estimated from each prompt's group of images.
+
+    loss: square, huber, shifted-cosh or linex, of the residual.
+    """
+    from dagflow.objectives.regression import regression
+    from dagflow.objectives.trajectory import VarGrad
+
+    return VarGrad(regression(loss))
+
+
+def subtb(
+    spec: PolicySpec,
+    flow_channels: tuple[int, ...] = CHANNELS,
+    loss: str = "square",
+    decay: float = 0.9,
+) -> Objective:
+    """Sub-trajectory balance: every stretch of a trajectory, by its length.
+
+    loss: square, huber, shifted-cosh or linex, of the residual. decay: lambda, above 0; a stretch
+    of n steps counts lambda^n.
+    """
+    from dagflow.objectives.regression import regression
+    from dagflow.objectives.trajectory import SubTrajectoryBalance
+
+    return SubTrajectoryBalance(spec, flow_channels, regression(loss), decay)
+
+
+def rtb(spec: PolicySpec, loss: str = "square") -> Objective:
+    """Relative trajectory balance: the target is p_base * exp(beta * reward).
+
+    loss: square, huber, shifted-cosh or linex, of the residual.
+    """
+    from dagflow.objectives.regression import regression
+    from dagflow.objectives.trajectory import TrajectoryBalance
+
+    return TrajectoryBalance(spec, regression(loss), against_base=True)
+
+
+def ddpo(spec: PolicySpec, clip: float = 1e-4) -> Objective:
+    """DDPO: clipped policy gradient with statistics for each prompt; maximises the reward.
+
+    clip: the importance ratio is held within 1 +- clip.
+    """
+    from dagflow.objectives.policy_gradient import ClippedPolicyGradient
+
+    return ClippedPolicyGradient(clip, grouped=False)
+
+
+def grpo(spec: PolicySpec, clip: float = 1e-4, kl_coefficient: float = 0.0) -> Objective:
+    """GRPO: clipped policy gradient with advantages within each prompt's group of images.
+
+    clip: the importance ratio is held within 1 +- clip. kl_coefficient: of a penalty on leaving the
+    base model.
+    """
+    from dagflow.objectives.policy_gradient import ClippedPolicyGradient
+
+    return ClippedPolicyGradient(clip, grouped=True, kl_coefficient=kl_coefficient)
 
 
 @hookimpl
 def dagflow_register_objectives() -> Mapping[str, ObjectiveFactory]:
-    return {"db": detailed_balance, "kl": kl}
+    return {
+        "db": detailed_balance,
+        "kl": kl,
+        "tb": trajectory_balance,
+        "vargrad": vargrad,
+        "subtb": subtb,
+        "rtb": rtb,
+        "residual-db": residual_db,
+        "ddpo": ddpo,
+        "grpo": grpo,
+    }

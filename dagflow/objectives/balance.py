@@ -4,18 +4,19 @@ Both rest on the residual of a transition x -> x_next,
 
     delta = log F(x) + log p(x_next | x) - log F(x_next) - log q(x | x_next),
 
-whose zero everywhere means that the policy samples in proportion to exp(beta * reward).
+whose zero everywhere means that the policy samples in proportion to exp(beta * reward). With
+log p_base of the frozen base model in place of log q the target is p_base * exp(beta * reward).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from dagflow import Needs, PolicySpec, Transitions
-from dagflow.objectives.flow_network import FlowNetwork
+from dagflow.objectives.flow_network import flow_network
 
 MAX_COST = 5.0
 
@@ -24,29 +25,73 @@ def residual(batch: Transitions, log_pf: Tensor) -> Tensor:
     """delta (B,) for the given log_pf; zero at an exact balance."""
     assert batch.log_flow is not None
     assert batch.log_flow_next is not None
-    assert batch.log_pb is not None
-    return batch.log_flow + log_pf - batch.log_flow_next - batch.log_pb
+    backward = batch.log_pb if batch.log_p_base is None else batch.log_p_base
+    assert backward is not None
+    return batch.log_flow + log_pf - batch.log_flow_next - backward
+
+
+def advantages(delta: Tensor, returns: float) -> Tensor:
+    """Sum of returns^k delta over the transitions that follow, this one first; both (B, T).
+
+    What generalised advantage estimation (Schulman et al., 2016, equation 16) is to rewards: by how
+    much log F of a state is above what the rest of the trajectory says, lambda = `returns`.
+    """
+    total = torch.zeros_like(delta[:, 0])
+    found = []
+    for k in reversed(range(delta.shape[1])):
+        total = delta[:, k] + returns * total
+        found.append(total)
+    return torch.stack(found[::-1], 1)
+
+
+def needed(against_base: bool, returns: float, **more: bool) -> Needs:
+    """What a balance needs computed."""
+    return Needs(
+        log_flow=True,
+        potentials=True,
+        log_pb=not against_base,
+        log_p_base=against_base,
+        trajectories=returns > 0,
+        **more,
+    )
 
 
 class DetailedBalance(nn.Module):
-    """Equation 8: the loss is delta squared; gradients reach the policy, and F_phi at both ends."""
+    """Equation 8: the loss is delta squared; gradients reach the policy, and F_phi at both ends.
 
-    needs = Needs(log_flow=True, log_pb=True, potentials=True)
+    `against_base`: Venkatraman et al., 2024 (arXiv:2405.20971), for each transition. `returns`
+    above 0: F_phi of a state learns from the rest of its trajectory, not from F_phi of the next.
+    """
 
-    def __init__(self, spec: PolicySpec, flow_channels: Sequence[int]) -> None:
+    def __init__(
+        self,
+        spec: PolicySpec,
+        flow_channels: Sequence[int],
+        loss: Callable[[Tensor], Tensor],
+        against_base: bool,
+        returns: float,
+    ) -> None:
         super().__init__()
-        self.flow = FlowNetwork(spec, flow_channels)
+        self.flow = flow_network(spec, flow_channels)
+        self.loss, self.returns = loss, returns
+        self.needs = needed(against_base, returns)
 
     def forward(self, batch: Transitions) -> tuple[Tensor, Mapping[str, Tensor]]:
         delta = residual(batch, batch.log_pf)
-        return delta**2, {"residual": delta}
+        if not self.returns:
+            return self.loss(delta), {"residual": delta}
+        assert batch.log_flow is not None
+        policy = delta.detach() + batch.log_pf - batch.log_pf.detach()  # F_phi held fixed
+        flow = advantages(delta.detach(), self.returns) + batch.log_flow - batch.log_flow.detach()
+        return (self.loss(policy) + self.loss(flow)).mean(1), {"residual": delta}
 
 
 class KL(nn.Module):
     """Equation 14: F_phi by delta squared with log p held fixed; the policy by policy gradient.
 
     The policy's cost is b = stop_gradient(delta), and its loss max(b r, b clip(r)) with the
-    importance ratio r = p / p_old on the scale of one latent value.
+    importance ratio r = p / p_old on the scale of one latent value. `returns` above 0: in place of
+    delta stands its sum over the rest of the trajectory, for both.
     """
 
     def __init__(
@@ -56,26 +101,43 @@ class KL(nn.Module):
         clip: float,
         coefficient: float | None,
         normalise: bool,
+        returns: float,
     ) -> None:
         super().__init__()
-        self.flow = FlowNetwork(spec, flow_channels)
+        self.flow = flow_network(spec, flow_channels)
         self.clip, self.coefficient, self.normalise = clip, coefficient, normalise
-        self.needs = Needs(log_flow=True, log_pb=True, potentials=True, window=normalise)
+        self.returns = returns
+        window = normalise and not returns
+        self.needs = needed(False, returns, window=window, on_policy=True)
 
     def forward(self, batch: Transitions) -> tuple[Tensor, Mapping[str, Tensor]]:
         delta = residual(batch, batch.log_pf.detach())
-        cost = batch.scale * self._normalised(batch) if self.normalise else delta.detach()
+        cost, flow = delta.detach(), delta
+        if self.returns:
+            assert batch.log_flow is not None
+            cost = advantages(residual(batch, batch.log_pf_old).detach(), self.returns)
+            flow = cost + batch.log_flow - batch.log_flow.detach()
+        if self.normalise:
+            cost = batch.scale * self._normalised(batch, cost)
         ratio = torch.exp((batch.log_pf - batch.log_pf_old) / batch.scale)
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
         policy = batch.scale * torch.maximum(cost * ratio, cost * clipped)
         coefficient = batch.final_beta if self.coefficient is None else self.coefficient
+        loss = flow**2 + coefficient * policy
         outside = (ratio != clipped).float()
-        return delta**2 + coefficient * policy, {"residual": delta, "clip_fraction": outside}
+        if self.returns:
+            loss = loss.mean(1)
+        return loss, {"residual": delta, "clip_fraction": outside}
 
-    def _normalised(self, batch: Transitions) -> Tensor:
-        """The cost minus the mean of the others in the window, over the window's deviation."""
-        assert batch.window is not None
-        window = residual(batch.window, batch.window.log_pf_old)
-        delta = residual(batch, batch.log_pf_old).detach()
-        others = (window.sum() - delta) / max(len(window) - 1, 1)
-        return ((delta - others) / (window.std(correction=0) + 1e-8)).clamp(-MAX_COST, MAX_COST)
+    def _normalised(self, batch: Transitions, cost: Tensor) -> Tensor:
+        """The cost minus the mean of the others in the window, over the window's deviation.
+
+        Of whole trajectories, those at the same step of others count.
+        """
+        window = cost
+        if not self.returns:
+            assert batch.window is not None
+            window = residual(batch.window, batch.window.log_pf_old)
+            cost = residual(batch, batch.log_pf_old).detach()
+        others = (window.sum(0) - cost) / max(len(window) - 1, 1)
+        return ((cost - others) / (window.std(0, correction=0) + 1e-8)).clamp(-MAX_COST, MAX_COST)

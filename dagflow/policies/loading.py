@@ -1,16 +1,36 @@
-"""From the name of a model to a diffusers pipeline in memory."""
+"""From the name of a model to a policy in memory."""
 
 from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dagflow.errors import UserError, did_you_mean
 
+if TYPE_CHECKING:
+    from dagflow.policies.policy import Policy
+
 EMBEDDED = {"tiny": "models/tiny"}
+
+
+def load_policy(model: str, dtype: str, device: torch.device, guidance_scale: float) -> Policy:
+    """The policy of `tiny`, `world:NAME`, a pipeline's folder or a hub id.
+
+    dtype: auto, float32 or bfloat16. Raises UserError if the model is none or cannot be had.
+    """
+    family, colon, name = model.partition(":")
+    if colon and family == "world":
+        from dagflow.policies.world import WorldPolicy
+        from dagflow.worlds.catalogue import world
+
+        return WorldPolicy(world(name), device)
+    from dagflow.policies.stable_diffusion import StableDiffusionPolicy
+
+    pipeline = load_pipeline(model, resolve_dtype(dtype, device))
+    return StableDiffusionPolicy(pipeline, device, guidance_scale)
 
 
 def default_device() -> torch.device:

@@ -5,31 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dagflow.config import LoraTable
+from dagflow.diffusion import path as gaussian
 from dagflow.diffusion.noise import Stream, generator
-from dagflow.diffusion.path import GaussianPath
+from dagflow.diffusion.path import GaussianPath, State
 from dagflow.errors import UserError
+from dagflow.policies.policy import Prediction
 from dagflow.types import PolicySpec
 
 ADAPTER = "default"
 
 
-class Prediction(NamedTuple):
-    """A network's output at B states, float32 (B, C, H, W), whatever it predicts."""
-
-    guided: Tensor  # e_uncond + w (e_text - e_uncond)
-    text: Tensor  # e_text
-
-
 class StableDiffusionPolicy:
     """A frozen pipeline, and a LoRA on its UNet that is trained."""
 
-    LORA_FILE = "pytorch_lora_weights.safetensors"
+    WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
 
     def __init__(self, pipeline: Any, device: torch.device, guidance_scale: float) -> None:
         _check(pipeline)
@@ -53,7 +49,8 @@ class StableDiffusionPolicy:
 
     @property
     def spec(self) -> PolicySpec:
-        return PolicySpec(self.unet.config.in_channels, self.unet.config.cross_attention_dim)
+        channels, height, width = self.latent_shape
+        return PolicySpec(channels, self.unet.config.cross_attention_dim, (height, width))
 
     def path(self, num_inference_steps: int) -> GaussianPath:
         """The states of diffusers' DDIMScheduler with that many steps.
@@ -128,6 +125,10 @@ class StableDiffusionPolicy:
             output = self.unet(latents.to(dtype), timesteps, prompt_embeds, return_dict=False)[0]
         return output.float()  # type: ignore[no-any-return]
 
+    def predicted_x0(self, state: State, latents: Tensor, output: Tensor) -> Tensor:
+        """x0hat (B, C, H, W) from the network's output."""
+        return gaussian.predicted_x0(state, latents, output, self.prediction_type)
+
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Images float32 (B, 3, height, width) in [0, 1] from latents (B, C, H, W)."""
@@ -135,7 +136,14 @@ class StableDiffusionPolicy:
         output = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
         return (output.float() / 2 + 0.5).clamp(0, 1)  # type: ignore[no-any-return]
 
-    def add_lora(self, lora: LoraTable, seed: int) -> None:
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Latents float32 (B, C, H, W), the VAE's means, from images (B, 3, height, width)."""
+        vae = self.pipeline.vae
+        moments = vae.encode((2 * images - 1).to(vae.dtype)).latent_dist
+        return (moments.mean * vae.config.scaling_factor).float()  # type: ignore[no-any-return]
+
+    def add_weights(self, lora: LoraTable, seed: int) -> None:
         """Adapt the UNet by a fresh LoRA, in float32, that changes nothing until it is trained.
 
         Raises UserError if no layer bears one of the target names.
@@ -164,29 +172,37 @@ class StableDiffusionPolicy:
         """What is trained: the LoRA's matrices."""
         return [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
 
-    def lora_state(self) -> dict[str, Tensor]:
+    def weights(self) -> dict[str, Tensor]:
         """The LoRA's matrices by name, on the CPU."""
         from peft.utils import get_peft_model_state_dict
 
         state = get_peft_model_state_dict(self.unet, adapter_name=ADAPTER)
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
-    def set_lora_state(self, state: dict[str, Tensor]) -> None:
-        """Put back what `lora_state` returned."""
+    def set_weights(self, state: dict[str, Tensor]) -> None:
+        """Put back what `weights` returned."""
         from peft.utils import set_peft_model_state_dict
 
         set_peft_model_state_dict(self.unet, state, adapter_name=ADAPTER)
 
-    def save_lora(self, folder: Path) -> None:
+    def save_weights(self, folder: Path) -> None:
         """Write pytorch_lora_weights.safetensors as diffusers' `load_lora_weights` reads it."""
         type(self.pipeline).save_lora_weights(
             folder,
-            unet_lora_layers=self.lora_state(),
+            unet_lora_layers=self.weights(),
             unet_lora_adapter_metadata=self.unet.peft_config[ADAPTER].to_dict(),
         )
 
-    def load_lora(self, folder: Path) -> None:
-        """Load what `save_lora` wrote, by diffusers' own reader.
+    def read_weights(self, folder: Path) -> dict[str, Tensor]:
+        """The matrices in a folder that `save_weights` wrote."""
+        return {
+            name.removeprefix("unet."): tensor
+            for name, tensor in load_file(folder / self.WEIGHTS_FILE).items()
+            if name.startswith("unet.")
+        }
+
+    def load_weights(self, folder: Path) -> None:
+        """Load what `save_weights` wrote, by diffusers' own reader.
 
         Raises UserError if the folder holds no LoRA for this network.
         """

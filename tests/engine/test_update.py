@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from dagflow.diffusion import path as gaussian
-from dagflow.engine.update import _log_flow, _scale, current_potentials, update, warm_up
+from dagflow.engine.potentials import current_potentials
+from dagflow.engine.update import update, warm_up
+from dagflow.engine.window import log_flow as window_log_flow
 from dagflow.errors import RunError
 from dagflow.types import Needs, Transitions
 from tests.conftest import first_window, score
@@ -27,7 +29,7 @@ def reference_loss(run, window, objective: str) -> torch.Tensor:
     density = run.learner.density
     log_pf = gaussian.log_pf(step, x, x_next, x0, density)
     log_pb = gaussian.log_pb(step, x, x_next, density)
-    scale = _scale(run.learner, data.latents)
+    scale = run.learner.scale
     flow = run.learner.objective.flow
     log_flow = scale * flow(x, times[i], embeds) + window.beta * window.potentials[b, i]
     inner = (i + 1 < steps).float()
@@ -203,9 +205,9 @@ def test_without_potentials_the_flow_is_learned_inside_and_given_at_the_end(make
     inner = ends[0], torch.ones(len(data.prompts), dtype=torch.int64)
     embeds = data.prompt_embeds
     learned = run.learner.objective.flow(data.latents[:, 1], run.path.timesteps[inner[1]], embeds)
-    torch.testing.assert_close(_log_flow(run.learner, window, *inner), learned)
+    torch.testing.assert_close(window_log_flow(run.learner, window, *inner), learned)
     given = window.beta * score(run.rewards, data.images, data.prompts)
-    torch.testing.assert_close(_log_flow(run.learner, window, *ends), given)
+    torch.testing.assert_close(window_log_flow(run.learner, window, *ends), given)
 
 
 class Asks(torch.nn.Module):

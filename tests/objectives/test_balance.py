@@ -8,7 +8,8 @@ from dagflow import PolicySpec, Transitions, UserError
 from dagflow.diffusion import path as gaussian
 from dagflow.diffusion.path import GaussianPath
 from dagflow.objectives.balance import KL, DetailedBalance
-from dagflow.objectives.flow_network import FlowNetwork
+from dagflow.objectives.flow_network import flow_network
+from dagflow.objectives.regression import square
 
 SPEC = PolicySpec(latent_channels=4, cross_attention_dim=96)
 
@@ -21,12 +22,17 @@ def transitions(count: int = 6, **changes: object) -> Transitions:
     return Transitions(**{**values, "beta": 1.0, "final_beta": 2.0, "scale": 1.0, **changes})
 
 
+def db(**options: object) -> DetailedBalance:
+    settings = {"loss": square, "against_base": False, "returns": 0.0, **options}
+    return DetailedBalance(SPEC, (8,), **settings)
+
+
 def kl(**options: object) -> KL:
-    settings = {"clip": 0.005, "coefficient": None, "normalise": False, **options}
+    settings = {"clip": 0.005, "coefficient": None, "normalise": False, "returns": 0.0, **options}
     return KL(SPEC, (8,), **settings)
 
 
-@pytest.mark.parametrize("objective", [DetailedBalance(SPEC, (8,)), kl()], ids=["db", "kl"])
+@pytest.mark.parametrize("objective", [db(), kl()], ids=["db", "kl"])
 def test_loss_is_zero_at_an_exact_balance(objective: torch.nn.Module) -> None:
     """All data is one point: then p with x0hat = that point is q's exact reverse, by Bayes' rule,
 
@@ -71,7 +77,7 @@ def test_a_wrong_flow_is_noticed() -> None:
         log_pb=torch.ones(6),
         log_flow_next=torch.zeros(6),
     )
-    objective = DetailedBalance(SPEC, (8,))
+    objective = db()
     assert objective(right)[0].abs().max() == 0
     torch.testing.assert_close(objective(wrong)[0], torch.full((6,), 0.25))
     assert objective(exact)[0].abs().max() > 0
@@ -146,7 +152,7 @@ def test_a_window_of_one_transition_stays_finite() -> None:
 
 def test_flow_network_starts_at_zero_and_sees_state_time_and_prompt() -> None:
     torch.manual_seed(0)
-    flow = FlowNetwork(SPEC, (8, 16))
+    flow = flow_network(SPEC, (8, 16))
     latents, times = torch.randn(3, 4, 16, 16), torch.tensor([1, 501, 951])
     embeds = torch.randn(3, 7, 96)
     assert torch.equal(flow(latents, times, embeds), torch.zeros(3))
@@ -163,4 +169,4 @@ def test_flow_network_starts_at_zero_and_sees_state_time_and_prompt() -> None:
 
 def test_flow_network_refuses_widths_that_do_not_divide() -> None:
     with pytest.raises(UserError, match="multiples of 8"):
-        FlowNetwork(SPEC, (12,))
+        flow_network(SPEC, (12,))

@@ -70,7 +70,7 @@ def test_base_context_shows_the_frozen_model(policy: StableDiffusionPolicy) -> N
     embeds = policy.encode(["a cat", "a dog"])
     with torch.no_grad():
         frozen = policy.predict(state, times, embeds).guided
-        policy.add_lora(LoraTable(), seed=0)
+        policy.add_weights(LoraTable(), seed=0)
         assert torch.equal(policy.predict(state, times, embeds).guided, frozen)
         for parameter in policy.parameters():
             parameter.data += 0.1
@@ -83,10 +83,10 @@ def test_base_context_shows_the_frozen_model(policy: StableDiffusionPolicy) -> N
 def test_saved_lora_loads_with_plain_diffusers_and_changes_the_picture(
     policy: StableDiffusionPolicy, tmp_path: Path
 ) -> None:
-    policy.add_lora(LoraTable(rank=4, alpha=8), seed=0)
+    policy.add_weights(LoraTable(rank=4, alpha=8), seed=0)
     for parameter in policy.parameters():
         parameter.data += 0.05
-    policy.save_lora(tmp_path)
+    policy.save_weights(tmp_path)
 
     pipeline = load_pipeline("tiny", torch.float32)
     options = {"num_inference_steps": 4, "output_type": "pt", "guidance_scale": 3.0}
@@ -109,8 +109,8 @@ def test_the_seed_decides_the_lora(policy: StableDiffusionPolicy) -> None:
     for seed in (0, 0, 1):
         fresh = StableDiffusionPolicy(load_pipeline("tiny", torch.float32), CPU, 3.0)
         torch.randn(seed + 3)  # the process's own generator does not matter
-        fresh.add_lora(LoraTable(), seed)
-        states.append(torch.cat([p.flatten() for p in fresh.lora_state().values()]))
+        fresh.add_weights(LoraTable(), seed)
+        states.append(torch.cat([p.flatten() for p in fresh.weights().values()]))
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
 
@@ -119,7 +119,7 @@ def test_lora_targets_that_exist_nowhere_are_the_users_mistake(
     policy: StableDiffusionPolicy,
 ) -> None:
     with pytest.raises(UserError, match=r"lora.targets = \['to_z'\]"):
-        policy.add_lora(LoraTable(targets=("to_z",)), seed=0)
+        policy.add_weights(LoraTable(targets=("to_z",)), seed=0)
 
 
 def test_a_last_step_without_noise_ends_at_the_base_models_x0hat(
@@ -131,7 +131,7 @@ def test_a_last_step_without_noise_ends_at_the_base_models_x0hat(
     assert path.noiseless_end
     assert path.steps == 4
     assert (path.sigma > 0).all()
-    policy.add_lora(LoraTable(), seed=0)
+    policy.add_weights(LoraTable(), seed=0)
     for parameter in policy.parameters():
         parameter.data += 0.05
     result = rollout(policy, path, [Prompt("a cat")] * 2, noise(policy, path.steps), "mean")
@@ -151,7 +151,7 @@ def test_auto_dtype_is_float32_on_the_cpu() -> None:
 
 def test_a_bfloat16_network_trains_its_lora_in_float32() -> None:
     policy = StableDiffusionPolicy(load_pipeline("tiny", torch.bfloat16), CPU, 3.0)
-    policy.add_lora(LoraTable(), seed=0)
+    policy.add_weights(LoraTable(), seed=0)
     assert {p.dtype for p in policy.parameters()} == {torch.float32}
     embeds = policy.encode(["a cat"])
     output = policy.predict(torch.randn(1, *policy.latent_shape), torch.tensor([501]), embeds)

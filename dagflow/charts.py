@@ -1,0 +1,94 @@
+"""Charts: samples against a known truth, and objectives against one another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from dagflow.truth import Truth
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+SHOWN = 2000  # points of a cloud
+COLOURS = {"base": "#999999", "trained": "#0072b2", "target": "#d55e00"}
+
+
+def truth_chart(truth: Truth) -> Figure:
+    """Frequencies of the classes, and the samples themselves, of base, trained and target."""
+    from matplotlib.figure import Figure
+
+    kind = {1: _densities, 2: _clouds}.get(truth.states["base"].shape[1], _digits)
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    left, right = cast(Any, figure.subfigures(1, 2, width_ratios=(2, 3)))
+    _bars(left, truth)
+    kind(right, truth)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, format="png", dpi=100)
+    partial.rename(path)
+
+
+def _bars(place: Any, truth: Truth) -> None:
+    axes = place.subplots()
+    world, count = truth.world, len(truth.world.classes)
+    for k, name in enumerate(COLOURS):
+        if name == "target":
+            heights = world.class_weights.tolist()
+        else:
+            classes = world.classify(truth.states[name])
+            heights = (torch.bincount(classes, minlength=count) / len(classes)).tolist()
+        places = [c + 0.27 * (k - 1) for c in range(count)]
+        axes.bar(places, heights, 0.25, label=name, color=COLOURS[name])
+    axes.set_xticks(range(count), world.classes, rotation=45 if count > 4 else 0)
+    distances = {name: truth.distances[name].total_variation for name in ("base", "trained")}
+    axes.set_title("TV " + ", ".join(f"{name} {value:.3f}" for name, value in distances.items()))
+    axes.legend()
+
+
+def _densities(place: Any, truth: Truth) -> None:
+    axes = place.subplots()
+    reach = truth.world.reach * 0.7
+    for name in ("base", "trained"):
+        values = truth.states[name][:, 0].numpy()
+        axes.hist(
+            values, 160, (-reach, reach), density=True, histtype="step", color=COLOURS[name],
+            label=name,
+        )  # fmt: skip
+    x = torch.linspace(-reach, reach, 500)
+    exact = truth.world.target.log_density(x[:, None]).exp()
+    axes.plot(x.numpy(), exact.numpy(), color=COLOURS["target"], label="target")
+    axes.set_xlabel("x")
+    axes.legend()
+
+
+def _clouds(place: Any, truth: Truth) -> None:
+    panels = place.subplots(1, 3, sharex=True, sharey=True)
+    for axes, name in zip(panels, COLOURS, strict=True):
+        x, y = truth.states[name][:SHOWN].T.numpy()
+        axes.scatter(x, y, s=2, alpha=0.4, color=COLOURS[name], linewidths=0)
+        axes.set_title(name)
+        axes.set_aspect("equal")
+
+
+def _digits(place: Any, truth: Truth) -> None:
+    panels = place.subplots(1, 3)
+    for axes, name in zip(panels, COLOURS, strict=True):
+        axes.imshow(_sheet(truth.states[name][:64]), cmap="gray_r", vmin=-1, vmax=1)
+        axes.set_title(name)
+        axes.set_axis_off()
+
+
+def _sheet(states: Tensor) -> Any:
+    """64 states as eight rows of eight pictures, with a line between."""
+    pictures = states.view(8, 8, 8, 8)
+    framed = torch.nn.functional.pad(pictures, (1, 1, 1, 1), value=-1)
+    return framed.permute(0, 2, 1, 3).reshape(80, 80).numpy()

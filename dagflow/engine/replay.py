@@ -1,0 +1,130 @@
+"""A buffer of good trajectories, for objectives that learn from any (off-policy)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from dagflow.diffusion.path import GaussianPath
+from dagflow.engine.rollout import noised
+from dagflow.errors import UserError
+from dagflow.policies.policy import Policy
+from dagflow.types import Prompt, Trajectories
+
+
+class Kept(NamedTuple):
+    """One trajectory of the buffer."""
+
+    prompt: Prompt
+    latents: Tensor  # (T+1, C, H, W) on the CPU; of a given picture the last state alone
+    reward: float
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """The best trajectories so far, at most `per_prompt` of one text and `capacity` in all."""
+
+    capacity: int
+    per_prompt: int
+    kept: tuple[Kept, ...] = field(default=())  # best first
+
+    def with_more(self, trajectories: Trajectories, rewards: Tensor) -> Buffer:
+        """The buffer after B more trajectories that earned `rewards` (B,)."""
+        latents = trajectories.latents.cpu()
+        new = [
+            Kept(prompt, latents[k].clone(), float(rewards[k]))
+            for k, prompt in enumerate(trajectories.prompts)
+        ]
+        best = sorted([*self.kept, *new], key=lambda item: -item.reward)
+        counts: dict[str, int] = {}
+        kept: list[Kept] = []
+        for item in best:
+            text = item.prompt.text
+            counts[text] = counts.get(text, 0) + 1
+            if counts[text] <= self.per_prompt and len(kept) < self.capacity:
+                kept.append(item)
+        return Buffer(self.capacity, self.per_prompt, tuple(kept))
+
+    def tensors(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """What a checkpoint keeps; prompts are numbers in the source's order."""
+        places = {id(prompt): k for k, prompt in enumerate(prompts)}
+        if not self.kept:
+            return {}
+        return {
+            "latents": torch.stack([item.latents for item in self.kept]),
+            "prompts": torch.tensor([places[id(item.prompt)] for item in self.kept]),
+            "rewards": torch.tensor([item.reward for item in self.kept], dtype=torch.float64),
+        }
+
+    def restored(self, tensors: Mapping[str, Tensor], prompts: Sequence[Prompt]) -> Buffer:
+        """A buffer like this with what `tensors` returned."""
+        if not tensors:
+            return self
+        rows = zip(
+            tensors["prompts"].tolist(),
+            tensors["latents"],
+            tensors["rewards"].tolist(),
+            strict=True,
+        )
+        kept = tuple(Kept(prompts[k], latents, reward) for k, latents, reward in rows)
+        return Buffer(self.capacity, self.per_prompt, kept)
+
+
+def draw(kept: Sequence[Kept], count: int, source: torch.Generator) -> list[Kept]:
+    """`count` of them, each equally likely, with replacement."""
+    return [kept[int(torch.randint(len(kept), (), generator=source))] for _ in range(count)]
+
+
+def renoised(path: GaussianPath, kept: list[Kept], source: torch.Generator) -> Tensor:
+    """Other trajectories (B, T+1, C, H, W) to the same terminal states, drawn backward from q."""
+    terminal = torch.stack([item.latents[-1] for item in kept])
+    noise = torch.randn(len(kept), path.steps, *terminal.shape[1:], generator=source)
+    return noised(path, terminal, noise)
+
+
+def given_images(folder: Path, policy: Policy) -> tuple[Kept, ...]:
+    """The pictures of a folder as terminal states, with the texts in its metadata.jsonl.
+
+    A line is {"file_name": ..., "text": ...}, as in Hugging Face's image folders. Pictures are
+    scaled and cropped to the model's size. Raises UserError if there is none or one is not read.
+    """
+    index = folder / "metadata.jsonl"
+    try:
+        lines = index.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"replay.images = {str(folder)!r}: {index} cannot be read: {error}"
+        ) from None
+    blank = policy.decode(torch.zeros(1, *policy.latent_shape, device=policy.device))
+    height, width = blank.shape[2:]
+    found = [
+        _given(folder, f"{index}, line {number}", line, policy, (width, height))
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+    if not found:
+        raise UserError(f"replay.images: {index} names no picture.")
+    return tuple(found)
+
+
+def _given(folder: Path, place: str, line: str, policy: Policy, size: tuple[int, int]) -> Kept:
+    try:
+        record = json.loads(line)
+        name, text = record["file_name"], record["text"]
+        with Image.open(folder / name) as picture:
+            fitted = ImageOps.fit(picture.convert("RGB"), size, Image.Resampling.BICUBIC)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise UserError(
+            f'{place}: {error}. A line {{"file_name": ..., "text": ...}} is due, with a picture.'
+        ) from None
+    pixels = torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 255
+    latents = policy.encode_images(pixels[None].to(policy.device))
+    return Kept(Prompt(str(text)), latents.cpu(), float("nan"))

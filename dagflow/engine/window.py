@@ -1,0 +1,153 @@
+"""The transitions of one optimizer step, and the numbers that an objective is told of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from dagflow.diffusion import path as gaussian
+from dagflow.diffusion.path import GaussianPath
+from dagflow.engine.learner import Learner
+from dagflow.types import FlowObjective, PartitionObjective, Trajectories, Transitions
+
+OF_TRAJECTORIES = ("log_reward", "trajectory", "prompt")  # one number each, not one a transition
+
+
+@dataclass(frozen=True)
+class Window:
+    """The transitions of one optimizer step, and what they are made of.
+
+    For an objective on whole trajectories, `rows` holds all steps of one after those of another.
+    """
+
+    trajectories: Trajectories
+    potentials: Tensor  # (B, T+1)
+    path: GaussianPath
+    rows: Tensor  # (M, 2) int64: trajectory, step
+    beta: float
+    final_beta: float
+
+    def part(self, rows: Tensor) -> Window:
+        """The same with fewer rows."""
+        return replace(self, rows=rows)
+
+    def parts(self, size: int) -> list[Window]:
+        """In micro-batches of `size` rows."""
+        return [self.part(rows) for rows in self.rows.split(size)]
+
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Trajectory and step of each row, on the device of the trajectories."""
+        b, i = self.rows.to(self.trajectories.latents.device).unbind(1)
+        return b, i
+
+    @property
+    def log_pf_old(self) -> Tensor:
+        """Of each row, under the network that sampled, (M,)."""
+        b, i = self.places()
+        return self.trajectories.log_pf[b, i]
+
+
+def numbers(
+    learner: Learner, part: Window, log_pf: Tensor, whole: Transitions | None
+) -> Transitions:
+    """What the objective needs to know of some transitions, and nothing else."""
+    needs, trajectories = learner.objective.needs, part.trajectories
+    b, i = part.places()
+    latents = trajectories.latents
+    log_pb = None
+    if needs.log_pb:
+        step = gaussian.step_from(part.path, i)
+        log_pb = gaussian.log_pb(step, latents[b, i], latents[b, i + 1], learner.density)
+    return Transitions(
+        log_pf=log_pf,
+        log_pf_old=part.log_pf_old,
+        log_pb=log_pb,
+        log_flow=log_flow(learner, part, b, i),
+        log_flow_next=log_flow(learner, part, b, i + 1),
+        beta=part.beta,
+        final_beta=part.final_beta,
+        scale=learner.scale,
+        window=whole,
+        log_p_base=trajectories.log_p_base[b, i]
+        if needs.log_p_base and trajectories.log_p_base is not None
+        else None,
+        **(_rewards(part, b) if needs.rewards else {}),
+    )
+
+
+def _rewards(part: Window, b: Tensor) -> dict[str, Tensor]:
+    """What trajectories b earned, times beta, and which trajectory and prompt each one is.
+
+    A prompt's number is that of the first trajectory with the same text: what the policy is told.
+    """
+    texts = [prompt.text for prompt in part.trajectories.prompts]
+    first = {text: k for k, text in reversed(list(enumerate(texts)))}
+    return {
+        "log_reward": part.beta * part.potentials[b, -1],
+        "trajectory": b,
+        "prompt": torch.tensor([first[texts[k]] for k in b.tolist()], device=b.device),
+    }
+
+
+def log_flow(learner: Learner, part: Window, b: Tensor, i: Tensor) -> Tensor | None:
+    """log F of states i of trajectories b: F_phi plus beta * potential; at the end beta * reward.
+
+    Forward-looking flow, equation 10 of the paper. F_phi counts in units of the log-density, so
+    that with `sum` it is multiplied by D.
+    """
+    needs = learner.objective.needs
+    if not needs.log_flow:
+        return None
+    objective = cast(FlowObjective, learner.objective)
+    trajectories = part.trajectories
+    times = part.path.timesteps.to(i.device)[i]
+    learned: Tensor = objective.flow(
+        trajectories.latents[b, i], times, trajectories.prompt_embeds[b].float()
+    )
+    inner = i < part.path.steps
+    known = part.potentials[b, i] if needs.potentials else part.potentials[b, i] * ~inner
+    return learned * inner * learner.scale + part.beta * known
+
+
+@torch.no_grad()
+def whole_window(learner: Learner, window: Window) -> Transitions | None:
+    """The numbers of the whole window with the rollout's log_pf, if the objective asks for them."""
+    if not learner.objective.needs.window:
+        return None
+    parts = window.parts(learner.settings.microbatch_size)
+    return joined([numbers(learner, part, part.log_pf_old, None) for part in parts])
+
+
+def joined(parts: Sequence[Transitions]) -> Transitions:
+    """Several micro-batches as one."""
+    columns = {
+        name: torch.cat([getattr(part, name) for part in parts])
+        for name in (field.name for field in fields(Transitions))
+        if isinstance(getattr(parts[0], name), Tensor)
+    }
+    return replace(parts[0], **columns)  # type: ignore[arg-type]
+
+
+def as_trajectories(learner: Learner, window: Window, flat: Transitions) -> Transitions:
+    """Numbers of whole trajectories, (B, T) and (B,), from those of their transitions, (B * T,).
+
+    Adds log_p0, the log-density of the first state under the standard normal, and log Z.
+    """
+    steps, trajectories = window.path.steps, window.trajectories
+    b = window.places()[0][::steps]
+    columns: dict[str, Tensor | None] = {
+        name: values.view(-1, steps)[:, 0] if name in OF_TRAJECTORIES else values.view(-1, steps)
+        for name in (field.name for field in fields(Transitions))
+        if isinstance(values := getattr(flat, name), Tensor)
+    }
+    first = trajectories.latents[b, 0]
+    one = torch.ones((), device=first.device)
+    columns["log_p0"] = gaussian.log_normal(first, torch.zeros_like(first), one, learner.density)
+    if learner.objective.needs.log_z:
+        module = cast(PartitionObjective, learner.objective).log_z
+        columns["log_z"] = learner.scale * module(trajectories.prompt_embeds[b].float())
+    return replace(flat, **columns)  # type: ignore[arg-type]

@@ -1,0 +1,40 @@
+"""Statistics over the trajectories of one prompt."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dagflow import Transitions
+
+SMALLEST = 1e-6
+
+
+def group_means(values: Tensor, groups: Tensor) -> Tensor:
+    """For each of B values the mean of its group's, (B,); `groups` (B,) int64 tells them apart."""
+    alike = (groups[:, None] == groups).float()
+    return alike @ values / alike.sum(1)
+
+
+def advantages(batch: Transitions, within_groups_only: bool) -> Tensor:
+    """(log-reward - mean) / deviation over the trajectories of the same prompt in the window, (B,).
+
+    Each trajectory counts once. Where a prompt has but one in the window, all take its place; with
+    `within_groups_only` its advantage is zero.
+    """
+    window = batch.window
+    assert window is not None
+    assert window.trajectory is not None
+    assert window.prompt is not None
+    assert window.log_reward is not None
+    assert batch.prompt is not None
+    assert batch.log_reward is not None
+    once = 1 / (window.trajectory[:, None] == window.trajectory).sum(1)  # (M,)
+    alike = (batch.prompt[:, None] == window.prompt) * once  # (B, M)
+    alone = alike.sum(1, keepdim=True) < 1.5
+    shares = alike if within_groups_only else torch.where(alone, once, alike)
+    shares = shares / shares.sum(1, keepdim=True)
+    mean = shares @ window.log_reward
+    squares = (shares * (window.log_reward - mean[:, None]) ** 2).sum(1)
+    deviation = squares.sqrt()
+    return (batch.log_reward - mean) / (deviation + SMALLEST * (1 + mean.abs()))

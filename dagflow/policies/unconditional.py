@@ -1,0 +1,31 @@
+"""What policies without a prompt share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dagflow.policies.policy import Prediction
+
+WIDTH = 8  # E of the prompt_embeds, which say nothing
+
+
+class Unconditional:
+    """A policy that reads no prompt: there is no guidance, and all prompt_embeds are zero."""
+
+    device: torch.device
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Zeros (B, 1, E)."""
+        return torch.zeros(len(texts), 1, WIDTH, device=self.device)
+
+    def predict(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Prediction:
+        """The network's output, twice."""
+        output = self.predict_text(latents, timesteps, prompt_embeds)
+        return Prediction(output, output)
+
+    def predict_text(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
+        raise NotImplementedError

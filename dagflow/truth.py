@@ -1,0 +1,60 @@
+"""In a world, how far a model's samples are from what they should be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dagflow.diffusion.noise import Stream, generator
+from dagflow.evaluate import Comparison, Sampler
+from dagflow.policies.world import WorldPolicy
+from dagflow.worlds.catalogue import World
+from dagflow.worlds.distances import energy_distance, total_variation
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Of samples from the exact target."""
+
+    total_variation: float  # over the classes, 0 to 1
+    energy: float  # of whole states, 0 for equal laws
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Samples (N, D) of a world, and how far each set is from the target.
+
+    `base`, `trained`; `reference`, the sampler with the target's exact x0hat and as many steps (a
+    yardstick, not a bound); and `target`, other exact samples: what chance alone does.
+    """
+
+    world: World
+    states: dict[str, Tensor]
+    distances: dict[str, Distance]
+
+
+def against_truth(sampler: Sampler, comparison: Comparison) -> Truth | None:
+    """Hold the images of a comparison against the exact target; None where none is known."""
+    policy = sampler.policy
+    if not isinstance(policy, WorldPolicy):
+        return None
+    world, count = policy.world, len(comparison.images)
+    with policy.exact_target():
+        reference = sampler.images(comparison.prompts)
+    source = generator(Stream.TARGET, sampler.seed)
+    exact, again = (world.target.sample(count, source) for _ in range(2))
+    states = {
+        "base": world.to_states(comparison.base_images),
+        "trained": world.to_states(comparison.images),
+        "reference": world.to_states(reference),
+        "target": again,
+    }
+    distances = {
+        name: Distance(
+            total_variation(world.classify(values), world.class_weights),
+            energy_distance(values, exact),
+        )
+        for name, values in states.items()
+    }
+    return Truth(world, states, distances)

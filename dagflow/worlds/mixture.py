@@ -1,0 +1,54 @@
+"""A mixture of Gaussians: everything about it is known."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Sum over k of weights[k] N(means[k], std^2), in D dimensions."""
+
+    weights: Tensor  # (K,) float64, adding up to 1
+    means: Tensor  # (K, D) float64
+    std: float
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """In nats, (B,) for x (B, D)."""
+        return self._log_parts(x).logsumexp(1)
+
+    def responsibilities(self, x: Tensor) -> Tensor:
+        """Probability (B, K) that x (B, D) came from each component."""
+        return self._log_parts(x).softmax(1)
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """The most probable component, by distance alone, (B,) int64."""
+        return torch.cdist(x, self.means.to(x)).argmin(1)
+
+    def sample(self, count: int, source: torch.Generator) -> Tensor:
+        """(count, D) float32."""
+        chosen = torch.multinomial(self.weights, count, replacement=True, generator=source)
+        noise = torch.randn(count, self.means.shape[1], generator=source)
+        return self.means[chosen].float() + self.std * noise
+
+    def denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """E[x_0 | x] (B, D) of x = alpha x_0 + sigma noise, with alpha and sigma (B, 1)."""
+        variance = self.std**2
+        spread = alpha**2 * variance + sigma**2
+        offsets = x[:, None] - alpha[:, None] * self.means.to(x)  # (B, K, D)
+        logits = self.weights.to(x).log() - (offsets**2).sum(2) / (2 * spread)
+        means = self.means.to(x) + (alpha * variance / spread)[:, None] * offsets
+        return (logits.softmax(1)[:, :, None] * means).sum(1)
+
+    def before_noise(self, alpha: float, sigma: float) -> Mixture:
+        """The law of x_0 for which alpha x_0 + sigma noise has this law; sigma below std."""
+        return Mixture(self.weights, self.means / alpha, math.sqrt(self.std**2 - sigma**2) / alpha)
+
+    def _log_parts(self, x: Tensor) -> Tensor:
+        squares = torch.cdist(x, self.means.to(x), compute_mode="donot_use_mm_for_euclid_dist") ** 2
+        constant = x.shape[1] * math.log(2 * math.pi * self.std**2) / 2
+        return self.weights.to(x).log() - squares / (2 * self.std**2) - constant
