@@ -92,3 +92,56 @@ def _sheet(states: Tensor) -> Any:
     pictures = states.view(8, 8, 8, 8)
     framed = torch.nn.functional.pad(pictures, (1, 1, 1, 1), value=-1)
     return framed.permute(0, 2, 1, 3).reshape(80, 80).numpy()
+
+
+def comparison_chart(found: dict[str, Any]) -> Figure:
+    """Reward against diversity and, in worlds, against distance to the target, of objectives.
+
+    `found` is what `dagflow.compare.result` returned. Crosses are means with 95 % intervals over
+    seeds, small dots single runs, the star is the base model.
+    """
+    from matplotlib.figure import Figure
+
+    entries = found["objectives"]
+    in_world = all("distances" in e["reports"][0] for e in entries.values())
+    figure = Figure(figsize=(11 if in_world else 6, 4.5), layout="constrained")
+    panels = figure.subplots(1, 2 if in_world else 1, squeeze=False)[0]
+    _pareto(panels[0], entries, ("diversity",), "diversity (distance of two images of a prompt)")
+    if in_world:
+        axis = "total variation from the target (lower is better)"
+        _pareto(panels[1], entries, ("distances", "total_variation"), axis)
+        reports = [report for entry in entries.values() for report in entry["reports"]]
+        values = [report["distances"]["reference"]["total_variation"] for report in reports]
+        panels[1].axvline(
+            sum(values) / len(values), color="#d55e00", linestyle=":", label="exact x0hat"
+        )
+    panels[-1].legend(fontsize="small")
+    return figure
+
+
+def _pareto(axes: Any, entries: dict[str, Any], what: tuple[str, ...], label: str) -> None:
+    from dagflow.compare import interval
+
+    for k, (name, entry) in enumerate(entries.items()):
+        x = [_of(report, what, "trained") for report in entry["reports"]]
+        y = [report["reward"]["trained"] for report in entry["reports"]]
+        if any(value is None for value in x):
+            continue
+        colour = f"C{k % 10}"
+        axes.plot(x, y, ".", color=colour, alpha=0.4, markersize=4)
+        across, up = interval(x), interval(y)
+        axes.errorbar(
+            across["mean"], up["mean"], up["half_width"], across["half_width"],
+            color=colour, label=name, capsize=2,
+        )  # fmt: skip
+    first = next(iter(entries.values()))["reports"][0]
+    start = _of(first, what, "base")
+    if start is not None:
+        axes.plot(start, first["reward"]["base"], "k*", markersize=9, label="base")
+    axes.set_xlabel(label)
+    axes.set_ylabel("reward")
+
+
+def _of(report: dict[str, Any], what: tuple[str, ...], whose: str) -> Any:
+    numbers = report[what[0]][whose]
+    return numbers[what[1]] if len(what) > 1 else numbers

@@ -182,6 +182,8 @@ class Config(Table):
 
     epochs: PositiveInt = 10
     """Rounds of rollout and update."""
+    reward_budget: int = Field(0, ge=0)
+    """Images that rewards are asked about at most: decides `epochs`; 0: `epochs` stands."""
     stop_at_gain: float = Field(0.0, ge=0)
     """End before an epoch whose mean reward is so many deviations above the first's; 0: never."""
     seed: int = Field(0, ge=0, lt=2**63)
@@ -243,6 +245,12 @@ class Config(Table):
         """After annealing. It must be known: see `with_beta`."""
         assert not isinstance(self.objective.beta, str)
         return self.objective.beta
+
+    def reward_calls(self, potentials: bool) -> int:
+        """Images that rewards are asked about in an epoch, with or without intermediate ones."""
+        states = self.rollout.num_inference_steps if potentials else 0
+        inner = states if self.rollout.potential == "rollout" else 0
+        return self.rollout.samples_per_epoch * (1 + inner)
 
     def with_beta(self, beta: float) -> Config:
         """The same with another beta."""

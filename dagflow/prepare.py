@@ -109,6 +109,7 @@ def prepare(
         torch.manual_seed(config.seed)
         objective = make_objective(policy.spec)
     _check_needs(config, objective.needs, prompts)
+    config = _within_budget(config, objective.needs)
     learner = make_learner(policy, objective, config.update, config.objective.log_density)
     replay = config.replay
     return Run(
@@ -124,6 +125,24 @@ def prepare(
         watcher=watcher,
         stop_asked=stop_asked,
     )
+
+
+def _within_budget(config: Config, needs: Needs) -> Config:
+    """The configuration with as many epochs as `reward_budget` allows."""
+    budget, each = config.reward_budget, config.reward_calls(needs.potentials)
+    if not budget:
+        return config
+    if config.rollout.potential == "current" and needs.potentials:
+        raise UserError(
+            "reward_budget counts no potential = 'current', whose rewards are asked anew in each "
+            "update: use 'rollout' or 'none'."
+        )
+    if budget < each:
+        raise UserError(
+            f"reward_budget = {budget} is less than the {each} images that the rewards are asked "
+            f"about in one epoch with objective '{config.objective.name}'."
+        )
+    return config.model_copy(update={"epochs": budget // each})
 
 
 def _check_needs(config: Config, needs: Needs, prompts: Sequence[Prompt]) -> None:

@@ -45,6 +45,9 @@ SHORT_OPTIONS = [
 ]
 
 
+WITHOUT_FLOW = {"tb", "vargrad", "rtb", "ddpo", "grpo"}
+
+
 class Silent:
     """A watcher that shows nothing."""
 
@@ -66,7 +69,10 @@ def merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def short_config(**changes: Any) -> Config:
     """The configuration of a run of a few seconds."""
-    return config.resolve(merged(SHORT, changes))
+    tree = merged(SHORT, changes)
+    if tree["objective"]["name"] in WITHOUT_FLOW:
+        tree["objective"].pop("flow_channels", None)
+    return config.resolve(tree)
 
 
 @pytest.fixture

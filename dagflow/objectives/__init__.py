@@ -89,16 +89,18 @@ def subtb(
     flow_channels: tuple[int, ...] = CHANNELS,
     loss: str = "square",
     decay: float = 0.9,
+    fixed_ends: bool = True,
 ) -> Objective:
     """Sub-trajectory balance: every stretch of a trajectory, by its length.
 
     loss: square, huber, shifted-cosh or linex, of the residual. decay: lambda, above 0; a stretch
-    of n steps counts lambda^n.
+    of n steps counts lambda^n. fixed_ends: the flow network learns at the beginning of each
+    stretch alone; false: at both ends, as published.
     """
     from dagflow.objectives.regression import regression
     from dagflow.objectives.trajectory import SubTrajectoryBalance
 
-    return SubTrajectoryBalance(spec, flow_channels, regression(loss), decay)
+    return SubTrajectoryBalance(spec, flow_channels, regression(loss), decay, fixed_ends)
 
 
 def rtb(spec: PolicySpec, loss: str = "square") -> Objective:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dagflow import Needs, PolicySpec, Transitions
-from dagflow.objectives.flow_network import flow_network
+from dagflow.objectives.flows import flow_network
 
 MAX_COST = 5.0
 
@@ -60,7 +60,8 @@ class DetailedBalance(nn.Module):
     """Equation 8: the loss is delta squared; gradients reach the policy, and F_phi at both ends.
 
     `against_base`: Venkatraman et al., 2024 (arXiv:2405.20971), for each transition. `returns`
-    above 0: F_phi of a state learns from the rest of its trajectory, not from F_phi of the next.
+    above 0: in place of delta stands its sum over the rest of the trajectory, which at 1 is the
+    balance of all that follows, from here to the image.
     """
 
     def __init__(
@@ -80,10 +81,7 @@ class DetailedBalance(nn.Module):
         delta = residual(batch, batch.log_pf)
         if not self.returns:
             return self.loss(delta), {"residual": delta}
-        assert batch.log_flow is not None
-        policy = delta.detach() + batch.log_pf - batch.log_pf.detach()  # F_phi held fixed
-        flow = advantages(delta.detach(), self.returns) + batch.log_flow - batch.log_flow.detach()
-        return (self.loss(policy) + self.loss(flow)).mean(1), {"residual": delta}
+        return self.loss(advantages(delta, self.returns)).mean(1), {"residual": delta}
 
 
 class KL(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -10,25 +9,10 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D
 from torch import Tensor, nn
 
-from dagflow import PolicySpec, UserError
+from dagflow import PolicySpec
 
 GROUPS = 8
 HEADS = 4
-FEW = 64  # latent values that are numbers rather than a picture
-FREQUENCIES = 6
-TIMES = 1000
-
-
-def flow_network(spec: PolicySpec, channels: Sequence[int]) -> nn.Module:
-    """F_phi for a policy: `FlowNetwork`, or `PointFlowNetwork` where states are points.
-
-    Raises UserError if a number of channels is not a multiple of 8.
-    """
-    if not channels or any(width % GROUPS or width < GROUPS for width in channels):
-        raise UserError(f"flow_channels must be multiples of {GROUPS}, not {list(channels)}.")
-    height, width = spec.latent_size
-    values = spec.latent_channels * height * width
-    return PointFlowNetwork(values, channels) if values <= FEW else FlowNetwork(spec, channels)
 
 
 class FlowNetwork(nn.Module):
@@ -69,31 +53,6 @@ class FlowNetwork(nn.Module):
             hidden, _ = block(hidden, emb, encoder_hidden_states=prompt_embeds)
         pooled = torch.nn.functional.silu(self.norm(hidden)).mean((2, 3))
         return self.head(pooled).squeeze(1)  # type: ignore[no-any-return]
-
-
-class PointFlowNetwork(nn.Module):
-    """A multilayer perceptron of a state with few values and of the time; the prompt is not read.
-
-    `channels` are the widths of its hidden layers. It starts at zero too.
-    """
-
-    def __init__(self, values: int, channels: Sequence[int]) -> None:
-        super().__init__()
-        widths = [values + 2 * FREQUENCIES, *channels]
-        self.layers = nn.ModuleList(map(nn.Linear, widths, widths[1:]))
-        self.head = nn.Linear(widths[-1], 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """log F~ (B,) of latents (B, C, H, W) at timesteps (B,) below 1000."""
-        powers = 2 ** torch.arange(FREQUENCIES, device=latents.device)
-        angles = math.pi / TIMES * timesteps[:, None] * powers
-        hidden = torch.cat([latents.flatten(1), angles.sin(), angles.cos()], 1)
-        for layer in self.layers:
-            hidden = nn.functional.silu(layer(hidden))
-        result: Tensor = self.head(hidden).squeeze(1)
-        return result
 
 
 def _levels(channels: Sequence[int]) -> list[tuple[int, int, bool]]:

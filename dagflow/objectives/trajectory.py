@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dagflow import Needs, PolicySpec, Transitions
-from dagflow.objectives.flow_network import flow_network
+from dagflow.objectives.flows import flow_network
 from dagflow.objectives.groups import group_means
 
 Loss = Callable[[Tensor], Tensor]
@@ -96,6 +96,8 @@ class SubTrajectoryBalance(nn.Module):
 
     Every stretch of a trajectory is balanced, weighted by lambda to the power of its length. The
     source is a state of its own before x_0, with flow Z, forward density p_0 and one way back.
+    `fixed_ends`: F_phi learns at the beginning of each stretch alone, as in temporal-difference
+    learning; where no policy balances exactly, learning at both is far slower (docs/objectives.md).
     """
 
     needs = Needs(
@@ -103,12 +105,17 @@ class SubTrajectoryBalance(nn.Module):
     )
 
     def __init__(
-        self, spec: PolicySpec, flow_channels: Sequence[int], loss: Loss, decay: float
+        self,
+        spec: PolicySpec,
+        flow_channels: Sequence[int],
+        loss: Loss,
+        decay: float,
+        fixed_ends: bool,
     ) -> None:
         super().__init__()
         self.flow = flow_network(spec, flow_channels)
         self.log_z = LogZ(spec)
-        self.loss, self.decay = loss, decay
+        self.loss, self.decay, self.fixed_ends = loss, decay, fixed_ends
 
     def forward(self, batch: Transitions) -> tuple[Tensor, Mapping[str, Tensor]]:
         assert batch.log_z is not None
@@ -119,8 +126,10 @@ class SubTrajectoryBalance(nn.Module):
         first, last = batch.log_z[:, None], batch.log_reward[:, None]
         log_flow = torch.cat([first, batch.log_flow, last], 1)  # (B, T+2)
         steps = torch.cat([batch.log_p0[:, None], batch.log_pf - batch.log_pb], 1)
-        sums = torch.cat([torch.zeros_like(first), steps.cumsum(1)], 1) - log_flow
-        delta = sums[:, None, :] - sums[:, :, None]  # of the stretch from state m to state n
+        sums = torch.cat([torch.zeros_like(first), steps.cumsum(1)], 1)
+        starts = sums - log_flow
+        ends = sums - log_flow.detach() if self.fixed_ends else starts
+        delta = ends[:, None, :] - starts[:, :, None]  # of the stretch from state m to state n
         lengths = torch.arange(sums.shape[1], device=sums.device)
         lengths = lengths[None, :] - lengths[:, None]
         weights = torch.where(lengths > 0, self.decay ** lengths.clamp(min=0).float(), 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,9 @@ EMBEDDED = {"tiny": "models/tiny"}
 
 
 def load_policy(model: str, dtype: str, device: torch.device, guidance_scale: float) -> Policy:
-    """The policy of `tiny`, `world:NAME`, a pipeline's folder or a hub id.
+    """The policy of `tiny`, `world:NAME`, a pipeline's folder or a hub id, or `ddpm:` and either.
 
+    After `ddpm:` the pipeline is an unconditional one in pixel space, else Stable Diffusion.
     dtype: auto, float32 or bfloat16. Raises UserError if the model is none or cannot be had.
     """
     family, colon, name = model.partition(":")
@@ -27,6 +29,10 @@ def load_policy(model: str, dtype: str, device: torch.device, guidance_scale: fl
         from dagflow.worlds.catalogue import world
 
         return WorldPolicy(world(name), device)
+    if colon and family == "ddpm":
+        from dagflow.policies.ddpm import DDPMPolicy
+
+        return DDPMPolicy(load_ddpm_pipeline(name, resolve_dtype(dtype, device)), device)
     from dagflow.policies.stable_diffusion import StableDiffusionPolicy
 
     pipeline = load_pipeline(model, resolve_dtype(dtype, device))
@@ -53,34 +59,47 @@ def load_pipeline(model: str, dtype: torch.dtype) -> Any:
 
     All modules get one dtype. Raises UserError if it is no such pipeline or cannot be had.
     """
-    source = _source(model)
+    return _load(
+        "StableDiffusionPipeline",
+        "Stable Diffusion",
+        model,
+        EMBEDDED,
+        dtype=dtype,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def load_ddpm_pipeline(model: str, dtype: torch.dtype) -> Any:
+    """A `DDPMPipeline` from a folder or a hub id. Raises UserError as `load_pipeline` does."""
+    return _load("DDPMPipeline", "DDPM", model, {}, dtype=dtype)
+
+
+def _load(
+    class_name: str, kind: str, model: str, embedded: Mapping[str, str], **options: Any
+) -> Any:
+    """A pipeline of that class in diffusers, which gets the options; `kind` is it in words."""
+    source = _source(model, embedded)
+    import diffusers
     import diffusers.utils.logging
     import transformers.utils.logging
-    from diffusers import StableDiffusionPipeline
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            source,
-            dtype=dtype,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+        pipeline = getattr(diffusers, class_name).from_pretrained(source, **options)
     except Exception as error:  # whatever a folder of somebody else's files can cause
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"'{model}' does not load as a Stable Diffusion pipeline: {reason}"
-        ) from error
+        raise UserError(f"'{model}' does not load as a {kind} pipeline: {reason}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def _source(model: str) -> str:
+def _source(model: str, embedded: Mapping[str, str]) -> str:
     """Where the files are. A path that exists, or looks like one, is never asked of the hub."""
-    if model in EMBEDDED:
-        return str(resources.files("dagflow") / EMBEDDED[model])
+    if model in embedded:
+        return str(resources.files("dagflow") / embedded[model])
     path = Path(model)
     if path.is_dir():
         if not (path / "model_index.json").is_file():
@@ -89,9 +108,12 @@ def _source(model: str) -> str:
             )
         return model
     if path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
+        choices = [
+            *(f"{name} (embedded)" for name in embedded),
+            "the folder of a diffusers pipeline",
+        ]
         raise UserError(
-            f"there is no model '{model}'.{did_you_mean(model, EMBEDDED)} "
-            f"Give {', '.join(EMBEDDED)} (embedded), the folder of a diffusers pipeline, or a hub "
-            f"id such as owner/name."
+            f"there is no model '{model}'.{did_you_mean(model, embedded)} "
+            f"Give {', '.join(choices)}, or a hub id such as owner/name."
         )
     return model

@@ -67,10 +67,10 @@ class WorldPolicy(Unconditional):
             for values in (self._alpha, self._sigma)
         )
         with torch.no_grad():
-            x0 = self._law.denoised(x, alpha, sigma)
+            x0, components = self._law.denoised(x, alpha, sigma)
             v = alpha * (x - alpha * x0) / sigma - sigma * x0
         if self._correction and self._corrects:
-            v = v + self._correction(x, timesteps / TIMES)
+            v = v + self._correction(x, components, timesteps / TIMES)
         return v.view_as(latents)
 
     def predicted_x0(self, state: State, latents: Tensor, output: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class WorldPolicy(Unconditional):
 
     def add_weights(self, lora: LoraTable, seed: int) -> None:
         """A fresh correction that is zero; `lora` is of no use here."""
-        self._correction = Correction(math.prod(self.latent_shape), seed).to(self.device)
+        self._correction = Correction(self._base.means.float(), seed).to(self.device)
         self._corrects = True
 
     def parameters(self) -> list[nn.Parameter]:
@@ -133,13 +133,20 @@ class WorldPolicy(Unconditional):
 
 
 class Correction(nn.Module):
-    """An MLP of the state and the time, zero at first: (B, D), (B,) in [0, 1] -> (B, D)."""
+    """An MLP of the state, the time, and what the base model makes of them; zero at first.
 
-    def __init__(self, values: int, seed: int) -> None:
+    It reads the base model's probabilities of each component and writes along their means, as a
+    LoRA works on a network's own features and within few directions.
+    """
+
+    def __init__(self, means: Tensor, seed: int) -> None:
+        """means: (K, D)."""
         super().__init__()
-        widths = (values + 2 * FREQUENCIES, HIDDEN, HIDDEN)
+        components, values = means.shape
+        self.register_buffer("means", means, persistent=False)
+        widths = (values + components + 2 * FREQUENCIES, HIDDEN, HIDDEN)
         self.layers = nn.ModuleList(map(nn.Linear, widths, widths[1:]))
-        self.out = nn.Linear(HIDDEN, values)
+        self.out = nn.Linear(HIDDEN, components)
         source = generator(Stream.WEIGHTS, seed)
         for layer in (*self.layers, self.out):
             bound = layer.in_features**-0.5
@@ -147,11 +154,12 @@ class Correction(nn.Module):
             nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.out.weight)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        hidden = torch.cat([x, time_features(time)], 1)
+    def forward(self, x: Tensor, components: Tensor, time: Tensor) -> Tensor:
+        """(B, D) for x (B, D), probabilities (B, K) and times (B,) from 0 to 1."""
+        hidden = torch.cat([x, components, time_features(time)], 1)
         for layer in self.layers:
             hidden = nn.functional.silu(layer(hidden))
-        output: Tensor = self.out(hidden)
+        output: Tensor = self.out(hidden) @ self.means
         return output
 
 

@@ -74,7 +74,7 @@ def _digits() -> World:
     rows = [line.split() for line in text.splitlines() if not line.startswith("#")]
     means = torch.tensor([[int(ink) for ink in row] for row in rows], dtype=torch.float64) / 8 - 1
     names = tuple(str(digit) for digit in range(10))
-    return _world("digits", (1, 8, 8), means, 0.25, DIGITS, names, reach=2.5)
+    return _world("digits", (1, 8, 8), means, 0.08, DIGITS, names, reach=1.5)
 
 
 def _world(

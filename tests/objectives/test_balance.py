@@ -8,7 +8,7 @@ from dagflow import PolicySpec, Transitions, UserError
 from dagflow.diffusion import path as gaussian
 from dagflow.diffusion.path import GaussianPath
 from dagflow.objectives.balance import KL, DetailedBalance
-from dagflow.objectives.flow_network import flow_network
+from dagflow.objectives.flows import flow_network
 from dagflow.objectives.regression import square
 
 SPEC = PolicySpec(latent_channels=4, cross_attention_dim=96)

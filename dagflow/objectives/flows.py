@@ -1,0 +1,57 @@
+"""Which F_phi fits a policy, and the one for states that are points."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dagflow import PolicySpec, UserError
+
+MULTIPLE = 8  # of all numbers of channels
+FEW = 64  # latent values that are numbers rather than a picture
+FREQUENCIES = 6
+TIMES = 1000
+
+
+def flow_network(spec: PolicySpec, channels: Sequence[int]) -> nn.Module:
+    """F_phi for a policy: `FlowNetwork`, or `PointFlowNetwork` where states are points.
+
+    Raises UserError if a number of channels is not a multiple of 8.
+    """
+    if not channels or any(width % MULTIPLE or width < MULTIPLE for width in channels):
+        raise UserError(f"flow_channels must be multiples of {MULTIPLE}, not {list(channels)}.")
+    height, width = spec.latent_size
+    values = spec.latent_channels * height * width
+    if values <= FEW:
+        return PointFlowNetwork(values, channels)
+    from dagflow.objectives.flow_network import FlowNetwork
+
+    return FlowNetwork(spec, channels)
+
+
+class PointFlowNetwork(nn.Module):
+    """A multilayer perceptron of a state with few values and of the time; the prompt is not read.
+
+    `channels` are the widths of its hidden layers. It starts at zero too.
+    """
+
+    def __init__(self, values: int, channels: Sequence[int]) -> None:
+        super().__init__()
+        widths = [values + 2 * FREQUENCIES, *channels]
+        self.layers = nn.ModuleList(map(nn.Linear, widths, widths[1:]))
+        self.head = nn.Linear(widths[-1], 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
+        """log F~ (B,) of latents (B, C, H, W) at timesteps (B,) below 1000."""
+        powers = 2 ** torch.arange(FREQUENCIES, device=latents.device)
+        angles = math.pi / TIMES * timesteps[:, None] * powers
+        hidden = torch.cat([latents.flatten(1), angles.sin(), angles.cos()], 1)
+        for layer in self.layers:
+            hidden = nn.functional.silu(layer(hidden))
+        result: Tensor = self.head(hidden).squeeze(1)
+        return result
