@@ -3,7 +3,8 @@
 log_pf reaches the objective as a leaf. Its gradient is then propagated through the network, one
 micro-batch at a time. An objective on whole trajectories couples all their transitions, so its
 window passes twice: without gradient first, for the numbers; then each micro-batch again, with the
-loss's gradient at those numbers. Memory depends on neither T nor the size of the window.
+loss's gradient at those numbers. Memory depends on neither T nor the size of the window. A window
+that is a single micro-batch passes once.
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ def update(learner: Learner, window: Window) -> dict[str, float]:
     metrics = Averages()
     parts = window.parts(learner.settings.microbatch_size)
     if learner.objective.needs.trajectories:
+        together = _policy(learner, window) if len(parts) == 1 else None
         with torch.no_grad():
-            log_pf = [_policy(learner, part)[0] for part in parts]
+            log_pf = [(together or _policy(learner, part))[0] for part in parts]
         slopes = _slopes(learner, window, log_pf, metrics)
         for part, slope in zip(parts, slopes, strict=True):
-            log_pf_now, prediction = _policy(learner, part)
+            log_pf_now, prediction = together or _policy(learner, part)
             through_policy = (log_pf_now * slope["log_pf"]).sum()
             through_flow = _through_flow(learner, part, slope)
             penalty = _penalty(learner, part, prediction, len(window.rows), metrics)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dagflow import Objective, ObjectiveFactory, PolicySpec, hookimpl
+from dagflow import Objective, ObjectiveFactory, PolicySpec, UserError, hookimpl
 
 CHANNELS = (64, 128, 256, 256)
 
@@ -13,12 +13,12 @@ def detailed_balance(
     spec: PolicySpec,
     flow_channels: tuple[int, ...] = CHANNELS,
     loss: str = "square",
-    returns: float = 0.0,
+    returns: float = 1.0,
 ) -> Objective:
     """DAG-DB: squared residual of the forward-looking detailed balance of each transition.
 
-    loss: square, huber, shifted-cosh or linex, of the residual. returns: lambda, 0 to 1; above 0
-    the flow network learns from the rest of each trajectory, and from all of it at 1.
+    loss: square, huber, shifted-cosh or linex, of the residual. returns: lambda, 0 to 1: the
+    residual is summed over what follows, weighted by lambda^k; 0 as published, on transitions.
     """
     from dagflow.objectives.balance import DetailedBalance
     from dagflow.objectives.regression import regression
@@ -30,7 +30,7 @@ def residual_db(
     spec: PolicySpec,
     flow_channels: tuple[int, ...] = CHANNELS,
     loss: str = "square",
-    returns: float = 0.0,
+    returns: float = 1.0,
 ) -> Objective:
     """Detailed balance against the base model: the target is p_base * exp(beta * reward).
 
@@ -48,14 +48,14 @@ def kl(
     clip: float = 1e-4,
     coefficient: float | None = None,
     normalise: bool = False,
-    returns: float = 0.0,
+    returns: float = 1.0,
 ) -> Objective:
     """DAG-KL: policy gradient with the balance's residual as cost, and a clipped ratio.
 
     clip: the importance ratio is held within 1 +- clip. coefficient: of the policy's term; by
     default the final beta. normalise: replace the cost by its leave-one-out centred, standardised
-    value over the window, clipped to +-5. returns: lambda, 0 to 1; above 0 policy and flow network
-    learn from the rest of each trajectory, and from all of it at 1.
+    value over the window, clipped to +-5. returns: lambda, 0 to 1: the residual is summed over what
+    follows, weighted by lambda^k; 0 as published, on transitions.
     """
     from dagflow.objectives.balance import KL
 
@@ -88,19 +88,19 @@ def subtb(
     spec: PolicySpec,
     flow_channels: tuple[int, ...] = CHANNELS,
     loss: str = "square",
-    decay: float = 0.9,
-    fixed_ends: bool = True,
+    decay: float = 3.0,
 ) -> Objective:
     """Sub-trajectory balance: every stretch of a trajectory, by its length.
 
     loss: square, huber, shifted-cosh or linex, of the residual. decay: lambda, above 0; a stretch
-    of n steps counts lambda^n. fixed_ends: the flow network learns at the beginning of each
-    stretch alone; false: at both ends, as published.
+    of n steps counts lambda^n (0.9 as published; see docs/objectives.md).
     """
     from dagflow.objectives.regression import regression
     from dagflow.objectives.trajectory import SubTrajectoryBalance
 
-    return SubTrajectoryBalance(spec, flow_channels, regression(loss), decay, fixed_ends)
+    if decay <= 0:
+        raise UserError(f"decay = {decay:g}: a number above 0 is due.")
+    return SubTrajectoryBalance(spec, flow_channels, regression(loss), decay)
 
 
 def rtb(spec: PolicySpec, loss: str = "square") -> Objective:

@@ -73,7 +73,7 @@ class DetailedBalance(nn.Module):
         returns: float,
     ) -> None:
         super().__init__()
-        self.flow = flow_network(spec, flow_channels)
+        self.flow = flow_network(spec, flow_channels, against_base)
         self.loss, self.returns = loss, returns
         self.needs = needed(against_base, returns)
 

@@ -16,17 +16,20 @@ FREQUENCIES = 6
 TIMES = 1000
 
 
-def flow_network(spec: PolicySpec, channels: Sequence[int]) -> nn.Module:
+def flow_network(
+    spec: PolicySpec, channels: Sequence[int], against_base: bool = False
+) -> nn.Module:
     """F_phi for a policy: `FlowNetwork`, or `PointFlowNetwork` where states are points.
 
-    Raises UserError if a number of channels is not a multiple of 8.
+    `against_base`: the flow is relative to that of the base model. Raises UserError if a number of
+    channels is not a multiple of 8.
     """
     if not channels or any(width % MULTIPLE or width < MULTIPLE for width in channels):
         raise UserError(f"flow_channels must be multiples of {MULTIPLE}, not {list(channels)}.")
     height, width = spec.latent_size
     values = spec.latent_channels * height * width
     if values <= FEW:
-        return PointFlowNetwork(values, channels)
+        return PointFlowNetwork(values, channels, from_normal=not against_base)
     from dagflow.objectives.flow_network import FlowNetwork
 
     return FlowNetwork(spec, channels)
@@ -35,11 +38,14 @@ def flow_network(spec: PolicySpec, channels: Sequence[int]) -> nn.Module:
 class PointFlowNetwork(nn.Module):
     """A multilayer perceptron of a state with few values and of the time; the prompt is not read.
 
-    `channels` are the widths of its hidden layers. It starts at zero too.
+    `channels` are the widths of its hidden layers. It starts at zero or, `from_normal`, at the
+    log-density of the standard normal (for each value), which is that of pure noise but for log Z:
+    left to be learned, that of 64 values drowns all else.
     """
 
-    def __init__(self, values: int, channels: Sequence[int]) -> None:
+    def __init__(self, values: int, channels: Sequence[int], from_normal: bool) -> None:
         super().__init__()
+        self.from_normal = from_normal
         widths = [values + 2 * FREQUENCIES, *channels]
         self.layers = nn.ModuleList(map(nn.Linear, widths, widths[1:]))
         self.head = nn.Linear(widths[-1], 1)
@@ -53,5 +59,8 @@ class PointFlowNetwork(nn.Module):
         hidden = torch.cat([latents.flatten(1), angles.sin(), angles.cos()], 1)
         for layer in self.layers:
             hidden = nn.functional.silu(layer(hidden))
-        result: Tensor = self.head(hidden).squeeze(1)
-        return result
+        learned: Tensor = self.head(hidden).squeeze(1)
+        if not self.from_normal:
+            return learned
+        normal = -(latents.flatten(1) ** 2).mean(1) / 2 - math.log(2 * math.pi) / 2
+        return learned + timesteps / TIMES * normal

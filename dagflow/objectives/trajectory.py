@@ -9,6 +9,7 @@ or with log p of the frozen base model in place of log q; p_0 then cancels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -96,8 +97,6 @@ class SubTrajectoryBalance(nn.Module):
 
     Every stretch of a trajectory is balanced, weighted by lambda to the power of its length. The
     source is a state of its own before x_0, with flow Z, forward density p_0 and one way back.
-    `fixed_ends`: F_phi learns at the beginning of each stretch alone, as in temporal-difference
-    learning; where no policy balances exactly, learning at both is far slower (docs/objectives.md).
     """
 
     needs = Needs(
@@ -110,12 +109,11 @@ class SubTrajectoryBalance(nn.Module):
         flow_channels: Sequence[int],
         loss: Loss,
         decay: float,
-        fixed_ends: bool,
     ) -> None:
         super().__init__()
         self.flow = flow_network(spec, flow_channels)
         self.log_z = LogZ(spec)
-        self.loss, self.decay, self.fixed_ends = loss, decay, fixed_ends
+        self.loss, self.decay = loss, decay
 
     def forward(self, batch: Transitions) -> tuple[Tensor, Mapping[str, Tensor]]:
         assert batch.log_z is not None
@@ -127,12 +125,11 @@ class SubTrajectoryBalance(nn.Module):
         log_flow = torch.cat([first, batch.log_flow, last], 1)  # (B, T+2)
         steps = torch.cat([batch.log_p0[:, None], batch.log_pf - batch.log_pb], 1)
         sums = torch.cat([torch.zeros_like(first), steps.cumsum(1)], 1)
-        starts = sums - log_flow
-        ends = sums - log_flow.detach() if self.fixed_ends else starts
-        delta = ends[:, None, :] - starts[:, :, None]  # of the stretch from state m to state n
+        sums = sums - log_flow
+        delta = sums[:, None, :] - sums[:, :, None]  # of the stretch from state m to state n
         lengths = torch.arange(sums.shape[1], device=sums.device)
         lengths = lengths[None, :] - lengths[:, None]
-        weights = torch.where(lengths > 0, self.decay ** lengths.clamp(min=0).float(), 0.0)
-        weights = weights / weights.sum()
+        logits = (lengths * math.log(self.decay)).masked_fill(lengths <= 0, -math.inf)
+        weights = logits.flatten().softmax(0).view_as(logits)
         loss = (self.loss(delta) * weights).sum((1, 2))
         return loss, {"residual": delta[:, 0, -1], "log_z_learned": batch.log_z}

@@ -1,4 +1,4 @@
-"""A world as a policy: an exact base model, and a small network that is trained to correct it."""
+"""A world as a policy: an exact base model, and a small network that is trained to tilt it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,13 @@ FREQUENCIES = 6
 
 
 class WorldPolicy(Unconditional):
-    """Predicts v = alpha noise - sigma x0: the base mixture's exact one plus a correction."""
+    """Predicts v = alpha noise - sigma x0, the exact one of a mixture.
 
-    WEIGHTS_FILE = "correction.safetensors"
+    What is trained decides at every state and time how the base model's components are weighed, so
+    the exact target is within reach (a constant), and states off the mixture are not.
+    """
+
+    WEIGHTS_FILE = "tilt.safetensors"
 
     def __init__(self, world: World, device: torch.device) -> None:
         self.world, self.device = world, device
@@ -40,8 +44,8 @@ class WorldPolicy(Unconditional):
         end = (float(self._alpha[0]), float(self._sigma[0]))
         self._base, self._target = (m.before_noise(*end) for m in (world.base, world.target))
         self._law = self._base
-        self._correction: Correction | None = None
-        self._corrects = False
+        self._tilt: Tilt | None = None
+        self._tilts = False
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -66,11 +70,9 @@ class WorldPolicy(Unconditional):
             values.to(self.device)[timesteps].float()[:, None]
             for values in (self._alpha, self._sigma)
         )
-        with torch.no_grad():
-            x0, components = self._law.denoised(x, alpha, sigma)
-            v = alpha * (x - alpha * x0) / sigma - sigma * x0
-        if self._correction and self._corrects:
-            v = v + self._correction(x, components, timesteps / TIMES)
+        tilt = self._tilt(x, timesteps / TIMES) if self._tilt and self._tilts else None
+        x0 = self._law.denoised(x, alpha, sigma, tilt)
+        v = alpha * (x - alpha * x0) / sigma - sigma * x0
         return v.view_as(latents)
 
     def predicted_x0(self, state: State, latents: Tensor, output: Tensor) -> Tensor:
@@ -83,20 +85,21 @@ class WorldPolicy(Unconditional):
         return self.world.to_states(images).view(-1, *self.latent_shape)
 
     def add_weights(self, lora: LoraTable, seed: int) -> None:
-        """A fresh correction that is zero; `lora` is of no use here."""
-        self._correction = Correction(self._base.means.float(), seed).to(self.device)
-        self._corrects = True
+        """A fresh tilt that is zero; `lora` is of no use here."""
+        components, values = self._base.means.shape
+        self._tilt = Tilt(values, components, seed).to(self.device)
+        self._tilts = True
 
     def parameters(self) -> list[nn.Parameter]:
-        return list(self._correction.parameters()) if self._correction else []
+        return list(self._tilt.parameters()) if self._tilt else []
 
     def weights(self) -> dict[str, Tensor]:
-        state = self._correction.state_dict() if self._correction else {}
+        state = self._tilt.state_dict() if self._tilt else {}
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
     def set_weights(self, state: dict[str, Tensor]) -> None:
-        if self._correction:
-            self._correction.load_state_dict(state)
+        if self._tilt:
+            self._tilt.load_state_dict(state)
 
     def save_weights(self, folder: Path) -> None:
         save_file(self.weights(), folder / self.WEIGHTS_FILE)
@@ -113,7 +116,7 @@ class WorldPolicy(Unconditional):
 
     @contextmanager
     def base(self) -> Iterator[None]:
-        yield from self._uncorrected(self._base)
+        yield from self._untilted(self._base)
 
     @contextmanager
     def exact_target(self) -> Iterator[None]:
@@ -121,30 +124,23 @@ class WorldPolicy(Unconditional):
 
         It is no bound: with finitely many steps the sampler itself is inexact.
         """
-        yield from self._uncorrected(self._target)
+        yield from self._untilted(self._target)
 
-    def _uncorrected(self, law: Mixture) -> Iterator[None]:
-        before = (self._law, self._corrects)
-        self._law, self._corrects = law, False
+    def _untilted(self, law: Mixture) -> Iterator[None]:
+        before = (self._law, self._tilts)
+        self._law, self._tilts = law, False
         try:
             yield
         finally:
-            self._law, self._corrects = before
+            self._law, self._tilts = before
 
 
-class Correction(nn.Module):
-    """An MLP of the state, the time, and what the base model makes of them; zero at first.
+class Tilt(nn.Module):
+    """An MLP of the state and the time that weighs components: (B, D), (B,) -> logits (B, K)."""
 
-    It reads the base model's probabilities of each component and writes along their means, as a
-    LoRA works on a network's own features and within few directions.
-    """
-
-    def __init__(self, means: Tensor, seed: int) -> None:
-        """means: (K, D)."""
+    def __init__(self, values: int, components: int, seed: int) -> None:
         super().__init__()
-        components, values = means.shape
-        self.register_buffer("means", means, persistent=False)
-        widths = (values + components + 2 * FREQUENCIES, HIDDEN, HIDDEN)
+        widths = (values + 2 * FREQUENCIES, HIDDEN, HIDDEN)
         self.layers = nn.ModuleList(map(nn.Linear, widths, widths[1:]))
         self.out = nn.Linear(HIDDEN, components)
         source = generator(Stream.WEIGHTS, seed)
@@ -154,13 +150,13 @@ class Correction(nn.Module):
             nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.out.weight)
 
-    def forward(self, x: Tensor, components: Tensor, time: Tensor) -> Tensor:
-        """(B, D) for x (B, D), probabilities (B, K) and times (B,) from 0 to 1."""
-        hidden = torch.cat([x, components, time_features(time)], 1)
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """Times are from 0 to 1. Zero before training."""
+        hidden = torch.cat([x, time_features(time)], 1)
         for layer in self.layers:
             hidden = nn.functional.silu(layer(hidden))
-        output: Tensor = self.out(hidden) @ self.means
-        return output
+        logits: Tensor = self.out(hidden)
+        return logits
 
 
 def time_features(time: Tensor) -> Tensor:

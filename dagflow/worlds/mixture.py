@@ -35,18 +35,22 @@ class Mixture:
         noise = torch.randn(count, self.means.shape[1], generator=source)
         return self.means[chosen].float() + self.std * noise
 
-    def denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """E[x_0 | x] (B, D) and P(component | x) (B, K) of x = alpha x_0 + sigma noise.
+    def denoised(
+        self, x: Tensor, alpha: Tensor, sigma: Tensor, tilt: Tensor | None = None
+    ) -> Tensor:
+        """E[x_0 | x] (B, D) of x = alpha x_0 + sigma noise, where x_0 has this law.
 
-        x_0 has this law; alpha and sigma are (B, 1).
+        alpha and sigma are (B, 1). With a `tilt` (B, K) the components' weights are multiplied by
+        its exponential.
         """
         means = self.means.to(x)
         variance = self.std**2
         spread = alpha**2 * variance + sigma**2
         closeness = alpha * (x @ means.T) - alpha**2 * (means**2).sum(1) / 2  # less |x|^2 / 2
-        probabilities = (self.weights.to(x).log() + closeness / spread).softmax(1)
+        logits = self.weights.to(x).log() + closeness / spread
+        probabilities = (logits if tilt is None else logits + tilt).softmax(1)
         share = alpha * variance / spread  # of what x says beyond its component
-        return share * x + (1 - share * alpha) * (probabilities @ means), probabilities
+        return share * x + (1 - share * alpha) * (probabilities @ means)
 
     def before_noise(self, alpha: float, sigma: float) -> Mixture:
         """The law of x_0 for which alpha x_0 + sigma noise has this law; sigma below std."""

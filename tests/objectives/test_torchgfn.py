@@ -104,9 +104,7 @@ def test_sub_trajectory_balance(theirs: dict[str, Any]) -> None:
 
     They start from lambda^0 where ours start from lambda^1, which the sum divides out.
     """
-    found, metrics = SubTrajectoryBalance(SPEC, (8,), square, theirs["decay"], fixed_ends=True)(
-        batch()
-    )
+    found, metrics = SubTrajectoryBalance(SPEC, (8,), square, theirs["decay"])(batch())
     assert_theirs(found, theirs["loss"])
     assert_theirs(metrics["residual"] - ours("log_z"), THEIRS["tb_scores"])
     assert_theirs(found.mean(), theirs["batch"])  # over a batch theirs is the mean

@@ -60,8 +60,7 @@ def exact_balance() -> Transitions:
 OBJECTIVES = {
     "tb": TrajectoryBalance(SPEC, square, against_base=False),
     "vargrad": VarGrad(square),
-    "subtb": SubTrajectoryBalance(SPEC, (8,), square, 0.9, fixed_ends=True),
-    "subtb-published": SubTrajectoryBalance(SPEC, (8,), square, 0.9, fixed_ends=False),
+    "subtb": SubTrajectoryBalance(SPEC, (8,), square, 0.9),
     "db": DetailedBalance(SPEC, (8,), square, False, returns=0.95),
     "kl": KL(SPEC, (8,), 0.2, 1.0, False, returns=0.95),
 }
@@ -121,9 +120,9 @@ def test_relative_balance_holds_for_the_base_model_tilted_by_nothing() -> None:
 
 def test_subtb_is_tb_for_the_whole_and_db_for_single_steps() -> None:
     batch = replace(exact_balance(), log_pf=torch.randn(COUNT, 6))
-    whole = SubTrajectoryBalance(SPEC, (8,), square, 1e3, fixed_ends=False)(batch)[0]
+    whole = SubTrajectoryBalance(SPEC, (8,), square, 1e3)(batch)[0]
     torch.testing.assert_close(whole, OBJECTIVES["tb"](batch)[0], rtol=1e-2, atol=1e-2)
-    steps = SubTrajectoryBalance(SPEC, (8,), square, 1e-4, fixed_ends=False)(batch)[0]
+    steps = SubTrajectoryBalance(SPEC, (8,), square, 1e-4)(batch)[0]
     single = DetailedBalance(SPEC, (8,), square, False, returns=0.0)(batch)[0]
     assert batch.log_z is not None
     assert batch.log_p0 is not None
