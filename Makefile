@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all parity lint format tiny-model clean
+.PHONY: help setup demo test test-all worlds parity lint format tiny-model clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -24,6 +24,17 @@ test: setup lint ## All tests but the slow ones, types and style
 
 test-all: setup lint ## Slow tests too
 	$(BIN)/pytest -n 2 -m ''
+
+OBJECTIVES := tb vargrad db kl subtb rtb residual-db ddpo grpo
+TUNED := rtb:rewards.truth.name=world-ratio residual-db:rewards.truth.name=world-ratio \
+	ddpo:update.learning_rate=1e-4 grpo:update.learning_rate=5e-4 grpo:objective.kl_coefficient=1.0
+
+worlds: setup ## One seed of all objectives against known targets (SEEDS=5: the table of docs/objectives.md)
+	for world in 1d 2d digits; do \
+	  OMP_NUM_THREADS=1 $(BIN)/dagflow compare world-$$world --seeds $(or $(SEEDS),1) --jobs 2 \
+	    $(addprefix --objective ,$(OBJECTIVES)) $(addprefix --tune ,$(TUNED)) \
+	    --output build/worlds/$$world || exit 1; \
+	done
 
 ORIGINALS := plugins/dagflow-originals
 

@@ -114,7 +114,7 @@ class UpdateTable(Table):
     microbatch_size: PositiveInt = 64
     """Transitions that pass through the network together; only memory and speed depend on it."""
     timestep_fraction: float = Field(1.0, gt=0, le=1)
-    """The share of each trajectory's steps that is trained on, drawn anew for each trajectory."""
+    """The share of each trajectory's steps that is trained on; whole-trajectory objectives: all."""
     learning_rate: float = Field(3e-4, gt=0)
     """AdamW's, for the policy's LoRA."""
     flow_learning_rate: float = Field(3e-4, gt=0)
@@ -189,7 +189,7 @@ class Config(Table):
     seed: int = Field(0, ge=0, lt=2**63)
     """Decides prompts, noise and initial weights."""
     model: str = "tiny"
-    """`tiny` (embedded), a folder of a diffusers pipeline, a hub id, or `world:NAME`."""
+    """`tiny` (embedded), a folder of a diffusers pipeline, a hub id, `ddpm:...`, `world:NAME`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the frozen network: auto is bfloat16 on CUDA, float32 elsewhere."""
     output: str = ""

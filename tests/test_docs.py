@@ -19,7 +19,7 @@ from PIL import Image
 
 from dagflow import Needs, Transitions, conformance, hookspecs, types
 from dagflow.conformance.pytest_plugin import KINDS
-from tests.conftest import SHORT_OPTIONS
+from tests.conftest import SHORT_OPTIONS, WITHOUT_FLOW
 from tests.distributions.wheels import install_wheels
 
 ROOT = Path(__file__).parents[1]
@@ -69,7 +69,9 @@ def test_documented_commands_work(dagflow, tmp_path: Path, page: str) -> None:
     Image.new("RGB", (32, 32), "red").save(tmp_path / "pictures" / "red.png")
     for words in commands(page):
         new_run = words[0] == "train" and "--resume" not in words
-        short = SHORT_OPTIONS if new_run else []
+        short = SHORT_OPTIONS if new_run or words[0] == "compare" else []
+        if set(words) & {*WITHOUT_FLOW, "compare"}:
+            short = [*short[:4], *short[6:]]  # without objective.flow_channels
         done = dagflow(*words, *short, **variables)
         assert done.returncode == 0, (words, done.stderr)
     for words in commands(page, "pytest"):

@@ -14,8 +14,8 @@ import dagflow
 ROOT = Path(dagflow.__file__).parent
 ORDER = [
     "errors", "types", "weights", "hookspecs", "plugins", "conformance", "scaffold", "recipe",
-    "config", "diffusion", "policies", "engine", "evaluate", "score", "prepare", "collect",
-    "train", "cli",
+    "config", "diffusion", "worlds", "policies", "engine", "evaluate", "truth", "report", "compare",
+    "charts", "score", "prepare", "collect", "train", "cli",
 ]  # fmt: skip
 STAGES = ["prompts", "rollout", "transitions", "metrics", "pictures"]
 

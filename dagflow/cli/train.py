@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from dagflow.prepare import Run
     from dagflow.train import Outcome
+    from dagflow.truth import Truth
 
 INTERRUPTED = 130
 CHANGEABLE = {"epochs", "stop_at_gain", "checkpoint", "evaluate"}  # when a run resumes
@@ -57,7 +59,8 @@ def train(
         ),
     ] = None,
     objective: Annotated[
-        str | None, typer.Option(help="Objective: kl, db, ...", autocompletion=names.objectives)
+        str | None,
+        typer.Option(help="Objective: kl, db, tb, rtb, ...", autocompletion=names.objectives),
     ] = None,
     prompts: Annotated[
         str | None,
@@ -69,7 +72,10 @@ def train(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="tiny (embedded), the folder of a diffusers pipeline, or a hub id."),
+        typer.Option(
+            help="tiny (embedded), the folder of a diffusers pipeline, a hub id, ddpm:FOLDER or "
+            "ddpm:HUB_ID (unconditional), or world:NAME (its answer is known).",
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Run directory. Default: a new one under runs/.")
@@ -218,13 +224,38 @@ def _summarise(run: Run, outcome: Outcome) -> None:
         )
     out.print(f"pictures  {run.folder / 'samples'}")
     out.print(f"metrics   {run.folder / 'metrics.jsonl'}")
-    out.print(f"LoRA      {outcome.checkpoint}")
+    kind = "LoRA" if "lora" in run.policy.WEIGHTS_FILE else "weights"
+    out.print(f"{kind:<9} {outcome.checkpoint}")
+    if run.config.objective.divergence is not None:
+        out.print(f"beta      {outcome.beta:.4g} (found for {run.config.objective.beta})")
     if comparison is not None:
+        out.print(f"report    {run.folder / 'report.json'}")
         if len(comparison.scores) > 1:
             for label, scores in comparison.scores.items():
                 out.print(f"{label}: {_change(comparison.base_scores[label], scores)}")
         change = _change(comparison.base_rewards, comparison.rewards)
         out.print(f"reward on {len(comparison.rewards)} held-out seeds: {change}")
+        if "slope" in comparison.temperature:
+            out.print(_temperature(run, outcome))
+    if outcome.truth is not None:
+        out.print(_distances(outcome.truth))
+
+
+def _temperature(run: Run, outcome: Outcome) -> str:
+    """The measured slope of log-density against reward, beside what it should become."""
+    assert outcome.comparison is not None
+    found = outcome.comparison.temperature
+    scale = 1 if run.learner.density == "sum" else prod(run.policy.latent_shape)
+    return (
+        f"slope of log-density against reward: {found['slope']:.4g} (in proportion: "
+        f"{outcome.beta * scale:.4g}), effective samples {found['ess']:.0%}"
+    )
+
+
+def _distances(truth: Truth) -> str:
+    """Of each set of samples from the known target."""
+    parts = (f"{name} {value.total_variation:.3f}" for name, value in truth.distances.items())
+    return f"total variation from the target: {', '.join(parts)}"
 
 
 def _change(base: Tensor, now: Tensor) -> str:

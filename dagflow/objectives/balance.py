@@ -21,11 +21,11 @@ from dagflow.objectives.flows import flow_network
 MAX_COST = 5.0
 
 
-def residual(batch: Transitions, log_pf: Tensor) -> Tensor:
+def residual(batch: Transitions, log_pf: Tensor, against_base: bool = False) -> Tensor:
     """delta (B,) for the given log_pf; zero at an exact balance."""
     assert batch.log_flow is not None
     assert batch.log_flow_next is not None
-    backward = batch.log_pb if batch.log_p_base is None else batch.log_p_base
+    backward = batch.log_p_base if against_base else batch.log_pb
     assert backward is not None
     return batch.log_flow + log_pf - batch.log_flow_next - backward
 
@@ -74,11 +74,11 @@ class DetailedBalance(nn.Module):
     ) -> None:
         super().__init__()
         self.flow = flow_network(spec, flow_channels, against_base)
-        self.loss, self.returns = loss, returns
+        self.loss, self.against_base, self.returns = loss, against_base, returns
         self.needs = needed(against_base, returns)
 
     def forward(self, batch: Transitions) -> tuple[Tensor, Mapping[str, Tensor]]:
-        delta = residual(batch, batch.log_pf)
+        delta = residual(batch, batch.log_pf, self.against_base)
         if not self.returns:
             return self.loss(delta), {"residual": delta}
         return self.loss(advantages(delta, self.returns)).mean(1), {"residual": delta}

@@ -52,7 +52,13 @@ class World:
         return torch.cat([values, blank], 1)
 
     def to_states(self, images: Tensor) -> Tensor:
-        """States (B, D) of images (B, 3, H, W)."""
+        """States (B, D) of images (B, 3, H, W). Raises ValueError for images of another world."""
+        height, width = images.shape[2:]
+        if (height, width) != self.shape[1:]:
+            raise ValueError(
+                f"images of {width} x {height} are not of the world '{self.name}'; use it with "
+                f"--model world:{self.name}"
+            )
         return ((images[:, : self.shape[0]] - 0.5) * 2 * self.reach).flatten(1)
 
 

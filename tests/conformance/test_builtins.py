@@ -41,11 +41,53 @@ class TestDetailedBalance(ObjectiveContract):
     options = SMALL
 
 
+class TestPublishedDetailedBalance(ObjectiveContract):
+    name = "db"
+    options = {**SMALL, "returns": 0.0}  # noqa: RUF012
+
+
+class TestResidualDetailedBalance(ObjectiveContract):
+    name = "residual-db"
+    options = SMALL
+
+
 class TestKL(ObjectiveContract):
     name = "kl"
     options = SMALL
 
 
+class TestPublishedKL(ObjectiveContract):
+    name = "kl"
+    options = {**SMALL, "returns": 0.0}  # noqa: RUF012
+
+
 class TestNormalisedKL(ObjectiveContract):
     name = "kl"
-    options = {**SMALL, "normalise": True, "coefficient": 1.0}  # noqa: RUF012
+    options = {**SMALL, "returns": 0.0, "normalise": True, "coefficient": 1.0}  # noqa: RUF012
+
+
+class TestTrajectoryBalance(ObjectiveContract):
+    name = "tb"
+
+
+class TestVarGrad(ObjectiveContract):
+    name = "vargrad"
+
+
+class TestSubTrajectoryBalance(ObjectiveContract):
+    name = "subtb"
+    options = SMALL
+
+
+class TestRelativeTrajectoryBalance(ObjectiveContract):
+    name = "rtb"
+    options = {"loss": "shifted-cosh"}  # noqa: RUF012
+
+
+class TestDDPO(ObjectiveContract):
+    name = "ddpo"
+
+
+class TestGRPO(ObjectiveContract):
+    name = "grpo"
+    options = {"kl_coefficient": 0.1}  # noqa: RUF012

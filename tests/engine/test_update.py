@@ -72,7 +72,8 @@ def gradients(run, window, settings=None) -> list[torch.Tensor]:
 @pytest.mark.parametrize("objective", ["db", "kl"])
 def test_gradients_equal_those_of_one_plain_autograd_pass(make_run, objective, density) -> None:
     options = {"clip": 0.03} if objective == "kl" else {}
-    run = make_run(objective={"name": objective, "log_density": density, **options})
+    settings = {"name": objective, "log_density": density, "returns": 0.0, **options}
+    run = make_run(objective=settings)
     window = first_window(run)
     shake(run)
     parameters = [*run.policy.parameters(), *run.learner.objective_parameters]

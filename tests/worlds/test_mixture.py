@@ -76,6 +76,11 @@ def test_images_hold_the_states_and_the_target_its_weights(name: str) -> None:
     assert total_variation(one.classify(equal), one.class_weights) == pytest.approx(0.3, abs=0.03)
 
 
+def test_images_of_another_size_are_refused() -> None:
+    with pytest.raises(ValueError, match="--model world:digits"):
+        world("digits").to_states(torch.zeros(2, 3, 64, 64))
+
+
 def test_an_unknown_world_is_named_with_those_that_exist() -> None:
     with pytest.raises(UserError, match="Did you mean 'digits'"):
         world("digit")
