@@ -10,7 +10,7 @@ from dagflow.diffusion.noise import Stream, generator
 from dagflow.evaluate import Comparison, Sampler
 from dagflow.policies.world import WorldPolicy
 from dagflow.worlds.catalogue import World
-from dagflow.worlds.distances import energy_distance, total_variation
+from dagflow.worlds.distances import Energy, total_variation
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Distance:
 class Truth:
     """Samples (N, D) of a world, and how far each set is from the target.
 
-    `base`, `trained`; `reference`, the sampler with the target's exact x0hat and as many steps (a
-    yardstick, not a bound); and `target`, other exact samples: what chance alone does.
+    `base`, `trained`; and `reference`, the sampler with the target's exact x0hat and as many steps
+    (a yardstick, not a bound). `states` has exact samples too, as `target`.
     """
 
     world: World
@@ -42,19 +42,17 @@ def against_truth(sampler: Sampler, comparison: Comparison) -> Truth | None:
     world, count = policy.world, len(comparison.images)
     with policy.exact_target():
         reference = sampler.images(comparison.prompts)
-    source = generator(Stream.TARGET, sampler.seed)
-    exact, again = (world.target.sample(count, source) for _ in range(2))
+    exact = world.target.sample(count, generator(Stream.TARGET, sampler.seed))
     states = {
         "base": world.to_states(comparison.base_images),
         "trained": world.to_states(comparison.images),
         "reference": world.to_states(reference),
-        "target": again,
     }
+    energy = Energy(exact)
     distances = {
         name: Distance(
-            total_variation(world.classify(values), world.class_weights),
-            energy_distance(values, exact),
+            total_variation(world.classify(values), world.class_weights), energy.distance(values)
         )
         for name, values in states.items()
     }
-    return Truth(world, states, distances)
+    return Truth(world, {**states, "target": exact}, distances)

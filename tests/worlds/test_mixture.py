@@ -6,7 +6,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 
 from dagflow import UserError
 from dagflow.worlds.catalogue import WORLDS, world
-from dagflow.worlds.distances import energy_distance, total_variation
+from dagflow.worlds.distances import Energy, total_variation
 from dagflow.worlds.mixture import Mixture
 
 MIXTURE = Mixture(
@@ -92,12 +92,21 @@ def test_total_variation_of_frequencies_known_by_hand() -> None:
     assert total_variation(classes, torch.tensor([0.75, 0.25])) == 0
 
 
+def test_energy_distance_is_the_same_with_a_blank_second_dimension() -> None:
+    """On a line it is computed by sorting."""
+    source = torch.Generator().manual_seed(0)
+    x, y = torch.randn(70, 1, generator=source), torch.rand(120, 1, generator=source)
+    flat, blank = Energy(y).distance(x), torch.zeros(120, 1)
+    plane = Energy(torch.cat([y, blank], 1)).distance(torch.cat([x, blank[:70]], 1))
+    assert flat == pytest.approx(plane, abs=1e-4)
+
+
 def test_energy_distance_of_normals_is_known_and_of_equal_laws_is_zero() -> None:
     """For N(0,1) and N(m,1): 2 E|X-Y| - 2 E|X-X'|, with E|N(m, 2)| in closed form."""
     source = torch.Generator().manual_seed(0)
     x, y, other = (torch.randn(4000, 1, generator=source) for _ in range(3))
-    assert abs(energy_distance(x, y)) < 0.01
+    assert abs(Energy(y).distance(x)) < 0.01
     m, pi = torch.tensor(1.0), torch.pi
     apart = 2 * (-(m**2) / 4).exp() / pi**0.5 + m * torch.erf(m / 2)
     expected = 2 * float(apart) - 4 / pi**0.5
-    assert energy_distance(x, other + m) == pytest.approx(expected, rel=0.1)
+    assert Energy(other + m).distance(x) == pytest.approx(expected, rel=0.1)
