@@ -29,12 +29,14 @@ def advantages(batch: Transitions, within_groups_only: bool) -> Tensor:
     assert window.log_reward is not None
     assert batch.prompt is not None
     assert batch.log_reward is not None
-    once = 1 / (window.trajectory[:, None] == window.trajectory).sum(1)  # (M,)
-    alike = (batch.prompt[:, None] == window.prompt) * once  # (B, M)
-    alone = alike.sum(1, keepdim=True) < 1.5
-    shares = alike if within_groups_only else torch.where(alone, once, alike)
+    numbers, place = window.trajectory.unique(return_inverse=True)
+    rows = torch.arange(len(place), device=place.device)
+    one = torch.zeros_like(numbers).scatter_(0, place, rows)  # a row of each trajectory
+    rewards = window.log_reward[one]
+    alike = (batch.prompt[:, None] == window.prompt[one]).float()  # (B, trajectories)
+    alone = alike.sum(1, keepdim=True) < 2
+    shares = alike if within_groups_only else torch.where(alone, torch.ones_like(alike), alike)
     shares = shares / shares.sum(1, keepdim=True)
-    mean = shares @ window.log_reward
-    squares = (shares * (window.log_reward - mean[:, None]) ** 2).sum(1)
-    deviation = squares.sqrt()
+    mean = shares @ rewards
+    deviation = (shares * (rewards - mean[:, None]) ** 2).sum(1).sqrt()
     return (batch.log_reward - mean) / (deviation + SMALLEST * (1 + mean.abs()))
