@@ -129,16 +129,18 @@ def _sample(
 def _off_policy(run: Run, buffer: Buffer) -> tuple[int, int]:
     """How many of an epoch's trajectories come from the buffer, and by noising images.
 
-    What the policy samples is a whole number of groups.
+    What the policy samples is a whole number of groups; the others share what is left.
     """
     settings, replay = run.config.rollout, run.config.replay
     every, together = settings.samples_per_epoch, settings.images_per_prompt
-    replayed = round(replay.share * every) if buffer.kept else 0
-    backward = round(replay.backward * every) if buffer.kept or run.given else 0
-    groups = max(1, (every - replayed - backward) // together)
+    share = replay.share if buffer.kept else 0.0
+    backward = replay.backward if buffer.kept or run.given else 0.0
+    if not share + backward:
+        return 0, 0
+    groups = max(1, int(every * (1 - share - backward) + 1e-6) // together)
     others = every - groups * together
-    backward = min(backward, others) if replay.share else (others if backward else 0)
-    return others - backward, backward
+    replayed = round(others * share / (share + backward))
+    return replayed, others - replayed
 
 
 def _sample_batch(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +16,8 @@ from typing import Any
 from dagflow import __version__
 
 VERSION = 1  # of the format
-# 97.5 % quantiles of Student's t by degrees of freedom from 1; later ones as the normal's
+# 97.5 % quantiles of Student's t by degrees of freedom from 1
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14)
-NORMAL = 1.96
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,19 @@ class Contest:
     def report(self) -> Path:
         return self.folder / "report.json"
 
+    @property
+    def written(self) -> Path:
+        """Where the arguments are kept, so that other ones are noticed."""
+        return self.folder.with_name(f"{self.folder.name}.json")
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether the folder holds a run with other arguments."""
+        if not self.written.is_file():
+            return self.folder.exists()
+        before = json.loads(self.written.read_text(encoding="utf-8"))
+        return tuple(before) != self.arguments
+
 
 @dataclass(frozen=True)
 class Failed:
@@ -47,12 +60,13 @@ def run_all(
 ) -> Iterator[Contest | Failed]:
     """Run those that have no report yet, `jobs` at a time; yields each as it ends.
 
-    A run that was interrupted goes on.
+    A run that was interrupted goes on. If this is, the runs under way are asked to save and end.
     """
+    under_way: set[subprocess.Popen[str]] = set()
 
     def one(contest: Contest) -> Contest | Failed:
         begun(contest)
-        return _run(contest)
+        return _run(contest, under_way)
 
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(one, contest) for contest in contests]
@@ -60,24 +74,32 @@ def run_all(
             for future in as_completed(futures):
                 yield future.result()
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(under_way):
+                process.send_signal(signal.SIGINT)
             raise
 
 
-def _run(contest: Contest) -> Contest | Failed:
+def _run(contest: Contest, under_way: set[subprocess.Popen[str]]) -> Contest | Failed:
     if contest.report.is_file():
         return contest
     begun = (contest.folder / "config.toml").is_file()
     arguments = ("--resume", str(contest.folder)) if begun else contest.arguments
-    done = subprocess.run(
+    contest.written.parent.mkdir(parents=True, exist_ok=True)
+    contest.written.write_text(json.dumps(contest.arguments), encoding="utf-8")
+    process = subprocess.Popen(
         [sys.executable, "-m", "dagflow", "train", *arguments],
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
+        start_new_session=True,  # Ctrl-C reaches it through us, once
     )
-    if done.returncode == 0 and contest.report.is_file():
+    under_way.add(process)
+    errors = process.communicate()[1]
+    under_way.discard(process)
+    if process.returncode == 0 and contest.report.is_file():
         return contest
-    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    lines = errors.strip().splitlines() or [f"exit code {process.returncode}"]
     return Failed(contest, "\n".join(lines[-3:]))
 
 
@@ -104,7 +126,8 @@ def interval(values: Sequence[float]) -> dict[str, float]:
     count = len(values)
     if count < 2:
         return {"mean": values[0], "half_width": 0.0}
-    quantile = STUDENT[count - 2] if count - 2 < len(STUDENT) else NORMAL
+    known = count - 2 < len(STUDENT)
+    quantile = STUDENT[count - 2] if known else 1.96 + 2.5 / (count - 1)
     return {"mean": fmean(values), "half_width": quantile * stdev(values) / count**0.5}
 
 

@@ -63,13 +63,12 @@ class ObjectiveTable(OpenTable):
     log_density: LogDensity = "mean"
     """`mean` over the latent values, as the authors' code, or the exact `sum`."""
 
-    @field_validator("beta")
+    @field_validator("beta", mode="before")
     @classmethod
-    def _beta_is_known_or_found(cls, value: float | str) -> float | str:
-        if isinstance(value, str) and not AUTO.fullmatch(value):
-            raise ValueError(f"{value!r} is neither a number nor of the form auto:KL=2.5")
-        if not isinstance(value, str) and value < 0:
-            raise ValueError(f"{value!r} is below 0")
+    def _beta_is_known_or_found(cls, value: object) -> object:
+        known = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+        if not known and not (isinstance(value, str) and AUTO.fullmatch(value)):
+            raise ValueError(f"{value!r} is neither a number from 0 nor of the form auto:KL=2.5")
         return value
 
     @property
@@ -229,14 +228,17 @@ class Config(Table):
         """Optimizer steps in an epoch; batches are evened out, never smaller than batch_size."""
         return self.transitions_per_epoch // self.update.batch_size
 
-    def beta(self, update: int) -> float:
-        """The inverse temperature at an update, counted from 0, after linear annealing."""
-        rise = self.objective.anneal * self.epochs * self.updates_per_epoch
+    def beta(self, update: int, per_epoch: int | None = None) -> float:
+        """The inverse temperature at an update, counted from 0, after linear annealing.
+
+        `per_epoch` updates make an epoch, by default `updates_per_epoch`.
+        """
+        rise = self.objective.anneal * self.epochs * (per_epoch or self.updates_per_epoch)
         return self.final_beta * (min(1.0, update / rise) if rise else 1.0)
 
-    def rate(self, update: int) -> float:
+    def rate(self, update: int, per_epoch: int) -> float:
         """What both learning rates are multiplied by at an update, counted from 0."""
-        updates = self.epochs * self.updates_per_epoch
+        updates = self.epochs * per_epoch
         fall = self.update.decay * updates
         return min(1.0, (updates - update) / fall) if fall else 1.0
 

@@ -19,7 +19,9 @@ from dagflow.errors import PluginError, UserError
 from dagflow.plugins import Kind, Registry
 from dagflow.policies.loading import default_device, load_policy
 from dagflow.policies.policy import Policy
+from dagflow.policies.world import WorldPolicy
 from dagflow.types import Needs, Prompt, PromptSource, Reward
+from dagflow.worlds.rewards import Density
 
 
 class Interrupted(Exception):
@@ -105,6 +107,7 @@ def prepare(
     policy.add_weights(config.lora, config.seed)
     rewards = _build(config.rewards, make_rewards, device)
     measured = _build(config.evaluate.rewards, make_measured, device)
+    _check_worlds(policy, (*rewards, *measured))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         objective = make_objective(policy.spec)
@@ -125,6 +128,18 @@ def prepare(
         watcher=watcher,
         stop_asked=stop_asked,
     )
+
+
+def _check_worlds(policy: Policy, rewards: Sequence[WeightedReward]) -> None:
+    """Raise UserError for the reward of a world that is not the model's."""
+    own = policy.world.name if isinstance(policy, WorldPolicy) else None
+    for item in rewards:
+        if isinstance(item.reward, Density) and item.reward.world.name != own:
+            other = item.reward.world.name
+            raise UserError(
+                f"reward '{item.label}' is of the world '{other}': use it with "
+                f"--model world:{other}, or give its option world."
+            )
 
 
 def _within_budget(config: Config, needs: Needs) -> Config:
@@ -154,7 +169,13 @@ def _check_needs(config: Config, needs: Needs, prompts: Sequence[Prompt]) -> Non
             f"now: set replay.share and replay.backward to 0, or use one that learns from any "
             f"(db, tb, subtb, rtb, ...)."
         )
-    if needs.groups and config.rollout.images_per_prompt < 2 and len(prompts) > 1:
+    rollout = config.rollout
+    if (replay.share or replay.backward) and rollout.images_per_prompt == rollout.samples_per_epoch:
+        raise UserError(
+            f"rollout.images_per_prompt = {rollout.images_per_prompt} makes one group of the whole "
+            f"epoch, which leaves no place for what is replayed: lower it."
+        )
+    if needs.groups and rollout.images_per_prompt < 2:
         raise UserError(
             f"objective '{name}' compares images of one prompt: give rollout.images_per_prompt of "
             f"2 or more, such as -s rollout.images_per_prompt=4."
@@ -164,6 +185,12 @@ def _check_needs(config: Config, needs: Needs, prompts: Sequence[Prompt]) -> Non
             f"objective.beta = {config.objective.beta!r} is a divergence from the base model, "
             f"which objective '{name}' does not keep as its prior: give a number, or use rtb or "
             f"residual-db."
+        )
+    single = rollout.images_per_prompt < 2 and len(prompts) > 1
+    if config.objective.divergence is not None and single:
+        raise UserError(
+            f"objective.beta = {config.objective.beta!r} is found from several images of each "
+            f"prompt: give rollout.images_per_prompt of 8 or more."
         )
 
 

@@ -36,6 +36,7 @@ from dagflow.evaluate import Comparison, Sampler, compare, cycle
 from dagflow.prepare import Run
 from dagflow.recipe import read_recipe
 from dagflow.truth import Truth, against_truth
+from dagflow.worlds.rewards import Density, Ratio
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ class _Session:
         divergence = self.config.objective.divergence
         if divergence is None:
             return
-        beta = beta_for_divergence(data.final, divergence)
+        beta = beta_for_divergence(data.final, data.sampled.prompts, divergence)
         if self.run.learner.density == "mean":
             beta /= self._values
         self.position = replace(self.position, beta=beta)
@@ -220,7 +221,7 @@ class _Session:
         config, done = self.config, self.position.warm_up
         count = config.update.flow_warmup if self.run.learner.objective_parameters else 0
         windows = self._windows(0)
-        beta = config.beta(0) or config.beta(1)
+        beta = config.beta(0, len(windows)) or config.beta(1, len(windows))
         self.run.watcher.phase("warm-up", count - done, 1)
         for k in range(done, count):
             self.run.stop_if_asked()
@@ -237,8 +238,8 @@ class _Session:
         self.run.watcher.phase("update", len(windows) - done, self.position.epoch + 1)
         for rows in windows[done:]:
             self.run.stop_if_asked()
-            beta = self.config.beta(self.position.update)
-            set_rates(self.run.learner, self.config.rate(self.position.update))
+            beta = self.config.beta(self.position.update, len(windows))
+            set_rates(self.run.learner, self.config.rate(self.position.update, len(windows)))
             numbers = update(self.run.learner, self._window(data, rows, beta))
             window, count = self.position.window + 1, self.position.update + 1
             self.position = replace(self.position, window=window, update=count)
@@ -251,9 +252,9 @@ class _Session:
         """How near the trajectories that were sampled are to the promise of the final beta."""
         sampled, density = data.sampled, self.run.learner.density
         weights = (
-            log_weights(sampled, self.run.path, density)
-            if sampled.log_p_base is None
-            else base_log_weights(sampled, density)
+            base_log_weights(sampled, density)
+            if self.run.learner.keeps_base
+            else log_weights(sampled, self.run.path, density)
         )
         found = temperature(weights, data.final, sampled.prompts, self.beta_in_nats)
         return {f"temperature.{name}": value for name, value in found.items()}
@@ -284,7 +285,8 @@ class _Session:
         if config.replay.share or (config.replay.backward and not self.run.given):
             self._buffer = self._buffer.with_more(data.sampled, data.final)
         numbers = mean_and_deviation("reward", data.final, "_")
-        numbers |= summary(data.rewards, data.raw, config.beta(self.position.update - 1))
+        beta = config.beta(self.position.update - 1, len(self._windows(0)))
+        numbers |= summary(data.rewards, data.raw, beta)
         for item, values in zip(self.run.measured, data.measured, strict=True):
             numbers |= mean_and_deviation(f"eval_rewards.{item.label}", values)
         numbers |= self._temperature(data)
@@ -323,15 +325,22 @@ def _evaluate(run: Run, session: _Session) -> tuple[Comparison, Truth | None]:
         normalised(run.rewards, session.position.statistics),
         run.measured,
         session.beta_in_nats,
-        run.learner.objective.needs.log_p_base,
+        run.learner.keeps_base,
     )
-    truth = against_truth(sampler, comparison)
+    truth = against_truth(sampler, comparison) if _aims_at_the_truth(run, session) else None
     _draw_comparison(run, comparison)
     if truth:
         charts.save(charts.truth_chart(truth), run.folder / "samples" / "truth.png")
     numbers = report.report(config, comparison, truth, session.position.reward_calls)
     report.write(numbers, run.folder / "report.json")
     return comparison, truth
+
+
+def _aims_at_the_truth(run: Run, session: _Session) -> bool:
+    """Whether reward, beta and prior make a world's own target the one of this run."""
+    due = Ratio if run.learner.keeps_base else Density
+    exact = len(run.rewards) == 1 and type(run.rewards[0].reward) is due
+    return exact and run.rewards[0].weight == session.beta_in_nats == 1
 
 
 def _draw_comparison(run: Run, comparison: Comparison) -> None:

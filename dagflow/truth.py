@@ -35,9 +35,12 @@ class Truth:
 
 
 def against_truth(sampler: Sampler, comparison: Comparison) -> Truth | None:
-    """Hold the images of a comparison against the exact target; None where none is known."""
+    """Hold the images of a comparison, two or more, against the exact target.
+
+    None where none is known.
+    """
     policy = sampler.policy
-    if not isinstance(policy, WorldPolicy):
+    if not isinstance(policy, WorldPolicy) or len(comparison.images) < 2:
         return None
     world, count = policy.world, len(comparison.images)
     with policy.exact_target():

@@ -56,13 +56,16 @@ def test_a_comparison_from_the_command_line_and_again(dagflow, tmp_path: Path) -
     before = (tmp_path / "found/runs/tb-0/metrics.jsonl").stat().st_mtime_ns
     again = dagflow(*words)
     assert again.returncode == 0
+    other = dagflow(*words, "-s", "objective.beta=2.0")
+    assert other.returncode == 2
+    assert "other settings" in other.stderr
     assert (tmp_path / "found/runs/tb-0/metrics.jsonl").stat().st_mtime_ns == before
 
 
 def test_a_failing_run_is_named_and_the_others_stand(dagflow, tmp_path: Path) -> None:
     done = dagflow(
         *("compare", *WORLD, "--objective", "tb", "--objective", "ddpo", "--seeds", "1"),
-        *("--tune", "ddpo:objective.clip=wrong", "--output", "found"),
+        *("--tune", "ddpo:objective.clip=nan", "--output", "found"),
     )
     assert done.returncode == 1
     assert "ddpo, seed 0" in done.stderr
@@ -77,6 +80,9 @@ def test_a_failing_run_is_named_and_the_others_stand(dagflow, tmp_path: Path) ->
         (["--objective", "tbb"], "tb"),
         (["--objective", "tb", "--tune", "kl:update.learning_rate=1"], "OBJECTIVE:KEY.PATH=VALUE"),
         (["--objective", "tb", "--tune", "nonsense"], "OBJECTIVE:KEY.PATH=VALUE"),
+        (["--objective", "tb", "-s", "nonsense=1"], "no setting 'nonsense'"),
+        (["--objective", "tb", "-s", "seed=1"], "'seed'"),
+        (["--objective", "tb", "-s", "evaluate.images=0"], "evaluate.images"),
     ],
 )
 def test_bad_input_is_told_before_anything_runs(dagflow, tmp_path, words, reason) -> None:

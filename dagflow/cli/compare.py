@@ -9,9 +9,10 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from dagflow import RunError, UserError
+from dagflow import RunError, UserError, config
 from dagflow.cli import names
 from dagflow.cli.console import complain, err, out
+from dagflow.cli.train import INTERRUPTED, use
 from dagflow.plugins import load_plugins
 from dagflow.recipe import DEFAULT, read_recipe
 
@@ -92,12 +93,25 @@ def compare(
     registry = load_plugins()
     for name in chosen:
         registry.find("objective", name)
-    read_recipe(recipe)
-    common = [word for item in setting or [] for word in ("-s", item)]
+    common = list(setting or [])
     if reward_budget is not None:
-        common += ["-s", f"reward_budget={reward_budget}"]
-    contests = _contests(recipe, chosen, seeds, output, common, _tuned(tune or [], chosen))
-    done = _run(contests, jobs)
+        common.append(f"reward_budget={reward_budget}")
+    tuned = _tuned(tune or [], chosen)
+    for name in chosen:
+        _check(recipe, name, [*common, *tuned[name]])
+    if output.exists() and not output.is_dir():
+        raise UserError(f"'{output}' is no folder. Give another --output.")
+    contests = _contests(recipe, chosen, seeds, output, common, tuned)
+    if changed := [contest for contest in contests if contest.has_changed]:
+        raise UserError(
+            f"'{changed[0].folder}' holds a run with other settings. Give another --output, or "
+            f"the settings that it has."
+        )
+    try:
+        done = _run(contests, jobs)
+    except KeyboardInterrupt:
+        err.print("Interrupted; runs under way save and end. The same command goes on.")
+        raise typer.Exit(INTERRUPTED) from None
     if not done:
         raise RunError("no run has ended well.")
     _present(done, output)
@@ -108,8 +122,21 @@ def compare(
         )
 
 
+def _check(recipe: str, name: str, settings: list[str]) -> None:
+    """Raise UserError for settings that no run could have, or that are not for all runs alike."""
+    tree = read_recipe(recipe)
+    use(tree, "objective", name, load_plugins().find("objective", name).options)
+    config.override(tree, settings)
+    resolved = config.resolve(tree)
+    given = {item.partition("=")[0].strip() for item in settings}
+    if own := sorted(given & {"seed", "output", "objective.name"}):
+        raise UserError(f"'{own[0]}' is what a comparison varies by itself: see --help.")
+    if not resolved.evaluate.images:
+        raise UserError("a comparison needs evaluate.images of 1 or more.")
+
+
 def _tuned(tune: list[str], chosen: list[str]) -> dict[str, list[str]]:
-    """Words for `dagflow train` by objective."""
+    """Settings by objective."""
     tuned: dict[str, list[str]] = {name: [] for name in chosen}
     for item in tune:
         name, colon, assignment = item.partition(":")
@@ -118,7 +145,7 @@ def _tuned(tune: list[str], chosen: list[str]) -> dict[str, list[str]]:
                 f"--tune {item!r}: OBJECTIVE:KEY.PATH=VALUE is due, with one of "
                 f"{', '.join(chosen)}."
             )
-        tuned[name] += ["-s", assignment]
+        tuned[name].append(assignment)
     return tuned
 
 
@@ -137,7 +164,8 @@ def _contests(
         for name in chosen:
             folder = output / "runs" / f"{name}-{seed}"
             words = [recipe, "--objective", name, "--seed", str(seed), "--output", str(folder)]
-            contests.append(Contest(name, seed, folder, (*words, *common, *tuned[name])))
+            settings = [word for item in (*common, *tuned[name]) for word in ("-s", item)]
+            contests.append(Contest(name, seed, folder, (*words, *settings)))
     return contests
 
 

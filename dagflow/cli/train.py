@@ -121,10 +121,10 @@ def train(
         measured = rewards.tables(eval_reward, registry)
         tree["evaluate"] = {**tree.get("evaluate", {}), "rewards": measured}
     if objective:
-        _use(tree, "objective", objective, registry.find("objective", objective).options)
+        use(tree, "objective", objective, registry.find("objective", objective).options)
     if prompts:
         source = registry.find("prompts", prompts.partition(":")[0])
-        _use(tree, "prompts", prompts, source.options)
+        use(tree, "prompts", prompts, source.options)
     if prompt:
         if prompts:
             raise UserError("--prompts and --prompt exclude each other.")
@@ -174,13 +174,16 @@ def _resumed(folder: Path, settings: list[str]) -> config.Config:
             f"{', '.join(sorted(changed - CHANGEABLE))} cannot change when a run resumes; "
             f"only {', '.join(sorted(CHANGEABLE))} can."
         )
+    if after.epochs != before.epochs and (before.reward_budget or before.update.decay):
+        what = "reward_budget" if before.reward_budget else "update.decay"
+        raise UserError(f"epochs cannot change when a run with {what} resumes: it decides them.")
     # beta's rise keeps its length in updates
     anneal = min(1.0, before.objective.anneal * before.epochs / after.epochs)
     objective = before.objective.model_copy(update={"anneal": anneal})
     return after.model_copy(update={"objective": objective})
 
 
-def _use(tree: dict[str, Any], table: str, name: str, options: Iterable[str]) -> None:
+def use(tree: dict[str, Any], table: str, name: str, options: Iterable[str]) -> None:
     """Name a plugin in a table of the recipe; of what stands there, keep what it understands."""
     known = {*type(getattr(config.Config(), table)).model_fields, *options}
     old = tree.get(table, {})

@@ -27,6 +27,11 @@ class Learner:
         return list(self.objective.parameters()) if isinstance(self.objective, nn.Module) else []
 
     @property
+    def keeps_base(self) -> bool:
+        """Whether the target is the base model's density times exp(beta * reward)."""
+        return self.objective.needs.log_p_base and not self.objective.needs.on_policy
+
+    @property
     def scale(self) -> float:
         """1 for log-densities that are means over the D latent values, D for sums."""
         channels, height, width = self.policy.latent_shape

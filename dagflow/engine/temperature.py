@@ -48,48 +48,59 @@ def temperature(
     """Slope of w against reward within prompts, mean log Z, and effective sample size.
 
     weights, rewards: (B,); beta on the scale of summed log-densities. `slope` approaches beta as
-    training succeeds, `log_z` is the mean over prompts of log mean exp(beta * reward - w), and
-    `ess` of the same importance weights is a share of B, 0 to 1, averaged likewise. The slope is
-    absent where no prompt has two images or rewards do not vary.
+    training succeeds, `log_z` is the mean over images of their prompt's log mean
+    exp(beta * reward - w), and `ess` of the same importance weights is a share, averaged likewise:
+    1 at best, and one over a prompt's images at worst. Prompts with one image say nothing; where
+    there are no others the result is empty, and the slope is absent where rewards do not vary.
     """
-    texts = [prompt.text for prompt in prompts]
-    groups = [
-        torch.tensor([k for k, other in enumerate(texts) if other == text])
-        for text in dict.fromkeys(texts)
-    ]
-    x, y = torch.empty(len(rewards)), torch.empty(len(rewards))
-    log_z, ess = [], []
+    groups = [rows for rows in _by_prompt(prompts) if len(rows) > 1]
+    products = squares = log_z = ess = 0.0
     for rows in groups:
         w, r = weights[rows].double().cpu(), rewards[rows].double().cpu()
-        x[rows], y[rows] = (r - r.mean()).float(), (w - w.mean()).float()
+        products += float(((r - r.mean()) * (w - w.mean())).sum())
+        squares += float(((r - r.mean()) ** 2).sum())
         gaps = beta * r - w
-        log_z.append(float(gaps.logsumexp(0)) - math.log(len(rows)))
-        ess.append(float(1 / (gaps.softmax(0) ** 2).sum()) / len(rows))
-    numbers = {"log_z": sum(log_z) / len(log_z), "ess": sum(ess) / len(ess)}
-    spread = float((x**2).sum())
-    return {"slope": float((x * y).sum()) / spread, **numbers} if spread > 0 else numbers
+        log_z += len(rows) * (float(gaps.logsumexp(0)) - math.log(len(rows)))
+        ess += float(1 / (gaps.softmax(0) ** 2).sum())
+    count = sum(len(rows) for rows in groups)
+    if not count:
+        return {}
+    numbers = {"log_z": log_z / count, "ess": ess / count}
+    return {"slope": products / squares, **numbers} if squares > 0 else numbers
 
 
-def beta_for_divergence(rewards: Tensor, divergence: float) -> float:
+def _by_prompt(prompts: Sequence[Prompt]) -> list[Tensor]:
+    """The places of each text."""
+    places: dict[str, list[int]] = {}
+    for k, prompt in enumerate(prompts):
+        places.setdefault(prompt.text, []).append(k)
+    return [torch.tensor(rows) for rows in places.values()]
+
+
+def beta_for_divergence(rewards: Tensor, prompts: Sequence[Prompt], divergence: float) -> float:
     """The beta whose target p_base exp(beta r) / Z has KL(target || base) = `divergence`, in nats.
 
-    rewards: (N,) of images of the base model. KL is beta E_target[r] - log E_base[exp(beta r)], and
-    grows with beta. Raises UserError if N samples cannot show so large a divergence: at most
-    log N, less as many as are alike.
+    rewards: (N,) of images of the base model. KL is beta E_target[r] - log E_base[exp(beta r)] for
+    each prompt, here the mean over prompts, and grows with beta. Raises UserError if so few images
+    cannot show so large a divergence: n of a prompt show log n at most.
     """
-    values = rewards.double().cpu()
+    groups = [rewards[rows].double().cpu() for rows in _by_prompt(prompts)]
 
     def kl(beta: float) -> float:
-        log_probability = (beta * values).log_softmax(0)
-        return float((log_probability.exp() * log_probability).sum()) + math.log(len(values))
+        total = 0.0
+        for values in groups:
+            log_probability = (beta * values).log_softmax(0)
+            information = float((log_probability.exp() * log_probability).sum())
+            total += information + math.log(len(values))
+        return total / len(groups)
 
-    spread = float(values.max() - values.min())
+    spread = max(float(values.max() - values.min()) for values in groups)
     highest = 50 / spread if spread else 0.0
     if not kl(highest) > divergence:
         raise UserError(
-            f"beta = 'auto:KL={divergence:g}': the {len(values)} images of the first epoch can "
+            f"beta = 'auto:KL={divergence:g}': the {len(rewards)} images of the first epoch can "
             f"show a divergence of {kl(highest):.2f} at most; ask for less, or raise "
-            f"rollout.samples_per_epoch."
+            f"rollout.images_per_prompt or, with one prompt, rollout.samples_per_epoch."
         )
     low = 0.0
     for _ in range(STEPS):

@@ -29,16 +29,17 @@ def cut(config: Config, epoch: int, steps: int) -> list[Tensor]:
 def cut_whole(config: Config, epoch: int, steps: int) -> list[Tensor]:
     """The same for objectives on whole trajectories: all steps of one after those of another.
 
-    Trajectories of one prompt that were drawn together stay together, so there may be fewer
-    windows than `updates_per_epoch`.
+    All steps count, whatever timestep_fraction. Trajectories of one prompt that were drawn together
+    stay together.
     """
     source = generator(Stream.TRANSITIONS, config.seed, epoch)
     together = config.rollout.images_per_prompt
     groups = config.rollout.samples_per_epoch // together
     order = torch.randperm(groups, generator=source)
-    windows = order.tensor_split(min(groups, config.updates_per_epoch))
+    transitions = config.rollout.samples_per_epoch * steps
+    count = max(1, min(groups, transitions // config.update.batch_size))
     offsets, every = torch.arange(together), torch.arange(steps)
     return [
         torch.cartesian_prod((window[:, None] * together + offsets).flatten(), every)
-        for window in windows
+        for window in order.tensor_split(count)
     ]

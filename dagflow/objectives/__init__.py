@@ -9,6 +9,11 @@ from dagflow import Objective, ObjectiveFactory, PolicySpec, UserError, hookimpl
 CHANNELS = (64, 128, 256, 256)
 
 
+def _check_returns(returns: float) -> None:
+    if not 0 <= returns <= 1:
+        raise UserError(f"returns = {returns:g}: a number from 0 to 1 is due.")
+
+
 def detailed_balance(
     spec: PolicySpec,
     flow_channels: tuple[int, ...] = CHANNELS,
@@ -23,6 +28,7 @@ def detailed_balance(
     from dagflow.objectives.balance import DetailedBalance
     from dagflow.objectives.regression import regression
 
+    _check_returns(returns)
     return DetailedBalance(spec, flow_channels, regression(loss), False, returns)
 
 
@@ -39,6 +45,7 @@ def residual_db(
     from dagflow.objectives.balance import DetailedBalance
     from dagflow.objectives.regression import regression
 
+    _check_returns(returns)
     return DetailedBalance(spec, flow_channels, regression(loss), True, returns)
 
 
@@ -59,6 +66,7 @@ def kl(
     """
     from dagflow.objectives.balance import KL
 
+    _check_returns(returns)
     return KL(spec, flow_channels, clip, coefficient, normalise, returns)
 
 
@@ -125,11 +133,13 @@ def ddpo(spec: PolicySpec, clip: float = 1e-4) -> Objective:
 
 
 def grpo(spec: PolicySpec, clip: float = 1e-4, kl_coefficient: float = 0.0) -> Objective:
-    """GRPO: clipped policy gradient with advantages within each prompt's group of images.
+    """GRPO: clipped policy gradient with advantages among a prompt's images in the window.
 
-    clip: the importance ratio is held within 1 +- clip. kl_coefficient: of a penalty on leaving the
-    base model.
+    clip: the importance ratio is held within 1 +- clip. kl_coefficient: from 0, of a penalty on
+    leaving the base model.
     """
+    if kl_coefficient < 0:
+        raise UserError(f"kl_coefficient = {kl_coefficient:g}: a number from 0 is due.")
     from dagflow.objectives.policy_gradient import ClippedPolicyGradient
 
     return ClippedPolicyGradient(clip, grouped=True, kl_coefficient=kl_coefficient)

@@ -41,6 +41,7 @@ class DDPMPolicy(Unconditional):
         self.unet = pipeline.unet.to(device).requires_grad_(False).eval()
         self.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
         self._lora: LoraTable | None = None
+        self._is_base = False
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -185,11 +186,13 @@ class DDPMPolicy(Unconditional):
     @contextmanager
     def base(self) -> Iterator[None]:
         """Inside this context the network is the frozen base model, without the LoRA."""
+        before, self._is_base = self._is_base, True
         self._enable(False)
         try:
             yield
         finally:
-            self._enable(True)
+            self._is_base = before
+            self._enable(not before)
 
     def _enable(self, enabled: bool) -> None:
         from peft.tuners.tuners_utils import BaseTunerLayer

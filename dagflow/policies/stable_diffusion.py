@@ -32,6 +32,7 @@ class StableDiffusionPolicy:
         self.pipeline = pipeline.to(device)
         self.device = device
         self.guidance_scale = guidance_scale
+        self._is_base = False
         self.prediction_type: str = pipeline.scheduler.config.prediction_type
         for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
             module.requires_grad_(False).eval()
@@ -216,14 +217,16 @@ class StableDiffusionPolicy:
     @contextmanager
     def base(self) -> Iterator[None]:
         """Inside this context the network is the frozen base model, without the LoRA."""
-        adapted = bool(getattr(self.unet, "peft_config", None))
+        adapted = bool(getattr(self.unet, "peft_config", None)) and not self._is_base
         if adapted:
             self.unet.disable_adapters()
+            self._is_base = True
         try:
             yield
         finally:
             if adapted:
                 self.unet.enable_adapters()
+                self._is_base = False
 
 
 def _check(pipeline: Any) -> None:

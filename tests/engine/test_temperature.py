@@ -30,9 +30,9 @@ def test_a_model_that_ignores_the_reward_has_slope_zero_and_few_effective_sample
     assert found["ess"] < 0.1
 
 
-def test_one_image_of_each_prompt_has_no_slope() -> None:
+def test_one_image_of_each_prompt_says_nothing() -> None:
     found = temperature(torch.zeros(3), torch.ones(3), [Prompt(t) for t in "abc"], 1.0)
-    assert "slope" not in found
+    assert found == {}
 
 
 def test_importance_weights_find_the_normalising_constant_of_the_exact_sampler() -> None:
@@ -51,13 +51,22 @@ def test_importance_weights_find_the_normalising_constant_of_the_exact_sampler()
 def test_beta_has_the_divergence_that_was_asked_for() -> None:
     """For normal rewards KL(target || base) = beta^2 variance / 2."""
     rewards = 2 * torch.randn(200_000, generator=torch.Generator().manual_seed(0))
-    assert beta_for_divergence(rewards, 0.5) == pytest.approx(0.5, rel=0.02)
-    assert beta_for_divergence(rewards, 2.0) == pytest.approx(1.0, rel=0.05)
+    prompts = [Prompt("a")] * 200_000
+    assert beta_for_divergence(rewards, prompts, 0.5) == pytest.approx(0.5, rel=0.02)
+    assert beta_for_divergence(rewards, prompts, 2.0) == pytest.approx(1.0, rel=0.05)
+
+
+def test_what_differs_between_prompts_is_no_divergence() -> None:
+    rewards = 2 * torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    prompts = [Prompt(str(k % 4)) for k in range(20_000)]
+    offsets = 100 * (torch.arange(20_000) % 4)
+    found = beta_for_divergence(rewards + offsets, prompts, 0.5)
+    assert found == pytest.approx(0.5, rel=0.05)
 
 
 def test_a_divergence_that_so_few_images_cannot_show_is_refused() -> None:
     with pytest.raises(UserError, match="at most") as caught:
-        beta_for_divergence(torch.arange(8.0), 3.0)
+        beta_for_divergence(torch.arange(8.0), [Prompt("a")] * 8, 3.0)
     assert f"{math.log(8) - 0.01:.2f}" in str(caught.value)  # nearly all of log 8
     with pytest.raises(UserError, match=r"0\.00 at most"):
-        beta_for_divergence(torch.ones(8), 0.1)
+        beta_for_divergence(torch.ones(8), [Prompt("a")] * 8, 0.1)

@@ -173,6 +173,8 @@ def test_base_context_shows_the_frozen_model() -> None:
     disturb(policy)
     assert not torch.allclose(output(policy), frozen)
     with policy.base():
+        with policy.base():
+            assert torch.equal(output(policy), frozen)
         assert torch.equal(output(policy), frozen)
     assert not torch.allclose(output(policy), frozen)
     assert [id(p) for p in policy.parameters()] == [id(p) for p in trained]

@@ -76,7 +76,10 @@ def test_base_context_shows_the_frozen_model(policy: StableDiffusionPolicy) -> N
             parameter.data += 0.1
         assert not torch.allclose(policy.predict(state, times, embeds).guided, frozen)
         with policy.base():
+            with policy.base():
+                assert torch.equal(policy.predict(state, times, embeds).guided, frozen)
             assert torch.equal(policy.predict(state, times, embeds).guided, frozen)
+        assert not torch.allclose(policy.predict(state, times, embeds).guided, frozen)
     assert all(parameter.requires_grad for parameter in policy.parameters())
 
 
