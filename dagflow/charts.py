@@ -124,7 +124,7 @@ def _pareto(axes: Any, entries: dict[str, Any], what: tuple[str, ...], label: st
 
     for k, (name, entry) in enumerate(entries.items()):
         x = [_of(report, what, "trained") for report in entry["reports"]]
-        y = [report["reward"]["trained"] for report in entry["reports"]]
+        y = [report["reward"]["trained"] - report["reward"]["base"] for report in entry["reports"]]
         if any(value is None for value in x):
             continue
         colour = f"C{k % 10}"
@@ -137,9 +137,9 @@ def _pareto(axes: Any, entries: dict[str, Any], what: tuple[str, ...], label: st
     first = next(iter(entries.values()))["reports"][0]
     start = _of(first, what, "base")
     if start is not None:
-        axes.plot(start, first["reward"]["base"], "k*", markersize=9, label="base")
+        axes.plot(start, 0, "k*", markersize=9, label="base")
     axes.set_xlabel(label)
-    axes.set_ylabel("reward")
+    axes.set_ylabel("reward above the base model's")
 
 
 def _of(report: dict[str, Any], what: tuple[str, ...], whose: str) -> Any:
