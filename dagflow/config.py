@@ -181,10 +181,10 @@ class Config(Table):
 
     epochs: PositiveInt = 10
     """Rounds of rollout and update."""
-    reward_budget: int = Field(0, ge=0)
-    """Images that rewards are asked about at most: decides `epochs`; 0: `epochs` stands."""
     stop_at_gain: float = Field(0.0, ge=0)
     """End before an epoch whose mean reward is so many deviations above the first's; 0: never."""
+    reward_budget: int = Field(0, ge=0)
+    """Images that rewards are asked about at most: decides `epochs`; 0: `epochs` stands."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Decides prompts, noise and initial weights."""
     model: str = "tiny"
