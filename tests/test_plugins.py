@@ -78,7 +78,9 @@ def test_own_plugins_are_found_and_none_is_broken() -> None:
     assert not registry.broken
     rewards, prompts = (set(registry.names(kind)) for kind in ("reward", "prompts"))
     assert rewards > {"hpsv2", "imagereward", "isolated", "jpeg-compressibility", "remote"}
-    assert registry.names("objective") == ["db", "kl"]
+    assert registry.names("objective") == [
+        *("db", "ddpo", "grpo", "kl", "residual-db", "rtb", "subtb", "tb", "vargrad"),
+    ]
     assert prompts > {"animals", "drawbench", "file", "texts"}
     assert all(item.help for item in registry.provided)
 

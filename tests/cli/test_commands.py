@@ -119,7 +119,10 @@ BAD_INPUT = {
         ["train", "--reward", "jpeg-compresibility"],
         "no reward called 'jpeg-compresibility'. Did you mean 'jpeg-compressibility'?",
     ),
-    "unknown objective": (["train", "--objective", "kll"], "Did you mean 'kl'? Installed: db, kl."),
+    "unknown objective": (
+        ["train", "--objective", "kll"],
+        "Did you mean 'kl'? Installed: db, ddpo,",
+    ),
     "unknown prompts": (["train", "--prompts", "animal"], "Did you mean 'animals'?"),
     "unknown recipe": (["train", "tinny"], "Did you mean 'tiny'?"),
     "unknown key": (["train", "-s", "update.lr=3"], "there is no setting 'update.lr'."),
@@ -145,7 +148,7 @@ BAD_INPUT = {
     "resume with changes": (["train", "--resume", "other", "-s", "seed=3"], "seed cannot change"),
     "not a number": (
         ["train", "-s", "objective.beta=nan"],
-        "objective.beta = nan: input should be",
+        "objective.beta: nan is neither a number",
     ),
     "too many steps": (
         ["train", "-s", "rollout.num_inference_steps=1000"],
