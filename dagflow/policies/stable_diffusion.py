@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from dagflow.config import LoraTable
 from dagflow.diffusion import path as gaussian
-from dagflow.diffusion.noise import Stream, generator
 from dagflow.diffusion.path import GaussianPath, State
 from dagflow.errors import UserError
+from dagflow.policies.lora import seed_lora
 from dagflow.policies.policy import Prediction
 from dagflow.types import PolicySpec
 
@@ -161,13 +161,7 @@ class StableDiffusionPolicy:
             self.unet.add_adapter(settings, adapter_name=ADAPTER)
         except ValueError as error:
             raise UserError(f"lora.targets = {list(lora.targets)}: {error}") from error
-        source = generator(Stream.WEIGHTS, seed)
-        for name, parameter in self.unet.named_parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-                if "lora_A" in name:
-                    fresh = torch.randn(parameter.shape, generator=source) / lora.rank
-                    parameter.data.copy_(fresh)
+        seed_lora(self.unet, lora.rank, seed)
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained: the LoRA's matrices."""

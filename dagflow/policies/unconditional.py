@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +13,7 @@ from dagflow.policies.policy import Prediction
 WIDTH = 8  # E of the prompt_embeds, which say nothing
 
 
-class Unconditional:
+class Unconditional(ABC):
     """A policy that reads no prompt: there is no guidance, and all prompt_embeds are zero."""
 
     device: torch.device
@@ -27,5 +28,6 @@ class Unconditional:
         output = self.predict_text(latents, timesteps, prompt_embeds)
         return Prediction(output, output)
 
+    @abstractmethod
     def predict_text(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The network's output (B, C, H, W)."""
