@@ -122,6 +122,8 @@ class UpdateTable(Table):
     """AdamW's, for both."""
     flow_warmup: int = Field(0, ge=0)
     """Updates of the flow network alone on the first epoch's trajectories, before all others."""
+    flow_from_data: bool = True
+    """log F and log Z begin where the first epoch's trajectories balance on average, not at 0."""
     decay: float = Field(0.0, ge=0, le=1)
     """Over this last fraction of all updates both learning rates fall linearly to zero."""
     max_grad_norm: float = Field(1.0, gt=0)

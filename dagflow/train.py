@@ -18,6 +18,7 @@ from dagflow.engine import checkpoint as checkpoints
 from dagflow.engine import pictures
 from dagflow.engine.checkpoint import Position, Restored
 from dagflow.engine.learner import set_rates
+from dagflow.engine.levels import first_levels, zero_levels
 from dagflow.engine.metrics import Clock, JsonLines
 from dagflow.engine.normalise import SMALLEST, mean_and_deviation, moments, normalised, summary
 from dagflow.engine.potentials import current_potentials
@@ -166,6 +167,7 @@ class _Session:
             if not self.position.window and 0 < self.config.stop_at_gain <= gain:
                 return Stopped(epoch, gain)
             if self.position.update == 0:
+                self._find_levels(data)
                 self._warm_up(data)
                 clock.lap("warm_up")
             self._update(data)
@@ -194,6 +196,17 @@ class _Session:
             beta /= self._values
         self.position = replace(self.position, beta=beta)
         self.config = self.config.with_beta(beta)
+
+    def _find_levels(self, data: Epoch) -> None:
+        """Of log F and log Z, from the base model's trajectories."""
+        needs, sampled = self.run.learner.objective.needs, data.sampled
+        learned = needs.log_flow or needs.log_z
+        if self.position.levels or not learned or not self.config.update.flow_from_data:
+            return
+        rows = torch.cartesian_prod(*map(torch.arange, sampled.log_pf.shape))
+        potentials = self._window(data, rows, beta=0.0).potentials[: len(sampled.prompts)]
+        levels = first_levels(self.run.learner, self.run.path, sampled, potentials)
+        self.position = replace(self.position, levels=levels)
 
     @property
     def beta_in_nats(self) -> float:
@@ -265,7 +278,10 @@ class _Session:
 
     def _window(self, data: Epoch, rows: Tensor, beta: float) -> Window:
         run, final_beta = self.run, self.config.final_beta
-        window = Window(data.trajectories, data.potentials, run.path, rows, beta, final_beta)
+        levels = self.position.levels or zero_levels(run.path.steps)
+        window = Window(
+            data.trajectories, data.potentials, run.path, rows, beta, final_beta, levels
+        )
         if run.learner.objective.needs.potentials and run.config.rollout.potential == "current":
             values = current_potentials(run.learner, window, data.rewards)
             window = replace(window, potentials=values)

@@ -133,6 +133,7 @@ def score(rewards: Sequence[WeightedReward], images: Tensor, prompts: Sequence[P
 def first_window(run: Run) -> Window:
     """One window that holds every transition of the first epoch, at the final beta."""
     from dagflow.collect import collect
+    from dagflow.engine.levels import zero_levels
     from dagflow.engine.metrics import Clock
     from dagflow.engine.replay import Buffer
 
@@ -140,4 +141,5 @@ def first_window(run: Run) -> Window:
     count = len(data.trajectories.prompts)
     rows = torch.cartesian_prod(torch.arange(count), torch.arange(run.path.steps))
     beta = run.config.objective.beta
-    return Window(data.trajectories, data.potentials, run.path, rows, beta, beta)
+    levels = zero_levels(run.path.steps)
+    return Window(data.trajectories, data.potentials, run.path, rows, beta, beta, levels)

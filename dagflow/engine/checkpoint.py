@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dagflow import __version__
 from dagflow.engine.learner import Learner
+from dagflow.engine.levels import Levels
 from dagflow.engine.normalise import Statistics
 from dagflow.errors import NotSaved, UserError
 
@@ -34,6 +35,7 @@ class Position:
     update: int = 0  # optimizer steps done in all; decides beta
     reward_calls: int = 0  # images that the rewards were asked about, in whole epochs
     gain_baseline: tuple[float, float] | None = None  # mean and deviation of the reward
+    levels: Levels | None = None  # of log F and log Z, from the first epoch
     beta: float | None = None  # found from the first epoch, where it was to be found
     metrics_bytes: int = 0  # length of metrics.jsonl
     timings_bytes: int = 0  # length of timings.jsonl
@@ -132,8 +134,15 @@ def restore(checkpoint: Path, learner: Learner) -> Restored:
 def _position(saved: dict[str, Any]) -> Position:
     statistics = saved.pop("statistics", {})
     read = {label: Statistics(*numbers) for label, numbers in statistics.items()}
-    baseline = saved.pop("gain_baseline", None)
-    return Position(**saved, statistics=read, gain_baseline=tuple(baseline) if baseline else None)
+    baseline, levels = saved.pop("gain_baseline", None), saved.pop("levels", None)
+    return Position(
+        **saved,
+        statistics=read,
+        gain_baseline=tuple(baseline) if baseline else None,
+        levels=Levels(**{name: tuple(values) for name, values in levels.items()})
+        if levels
+        else None,
+    )
 
 
 def _tensors(learner: Learner) -> dict[str, Tensor]:

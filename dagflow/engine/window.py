@@ -12,6 +12,7 @@ from torch import Tensor
 from dagflow.diffusion import path as gaussian
 from dagflow.diffusion.path import GaussianPath
 from dagflow.engine.learner import Learner
+from dagflow.engine.levels import Levels
 from dagflow.types import FlowObjective, PartitionObjective, Trajectories, Transitions
 
 OF_TRAJECTORIES = ("log_reward", "trajectory", "prompt")  # one number each, not one a transition
@@ -30,6 +31,7 @@ class Window:
     rows: Tensor  # (M, 2) int64: trajectory, step
     beta: float
     final_beta: float
+    levels: Levels
 
     def part(self, rows: Tensor) -> Window:
         """The same with fewer rows."""
@@ -96,8 +98,8 @@ def _rewards(part: Window, b: Tensor) -> dict[str, Tensor]:
 def log_flow(learner: Learner, part: Window, b: Tensor, i: Tensor) -> Tensor | None:
     """log F of states i of trajectories b: F_phi plus beta * potential; at the end beta * reward.
 
-    Forward-looking flow, equation 10 of the paper. F_phi counts in units of the log-density, so
-    that with `sum` it is multiplied by D.
+    Forward-looking flow, equation 10 of the paper, above the step's level. F_phi counts in units of
+    the log-density, so that with `sum` it is multiplied by D.
     """
     needs = learner.objective.needs
     if not needs.log_flow:
@@ -110,7 +112,7 @@ def log_flow(learner: Learner, part: Window, b: Tensor, i: Tensor) -> Tensor | N
     )
     inner = i < part.path.steps
     known = part.potentials[b, i] if needs.potentials else part.potentials[b, i] * ~inner
-    return learned * inner * learner.scale + part.beta * known
+    return learned * inner * learner.scale + part.beta * known + part.levels.of_flow(part.beta, i)
 
 
 @torch.no_grad()
@@ -149,5 +151,6 @@ def as_trajectories(learner: Learner, window: Window, flat: Transitions) -> Tran
     columns["log_p0"] = gaussian.log_normal(first, torch.zeros_like(first), one, learner.density)
     if learner.objective.needs.log_z:
         module = cast(PartitionObjective, learner.objective).log_z
-        columns["log_z"] = learner.scale * module(trajectories.prompt_embeds[b].float())
+        learned = learner.scale * module(trajectories.prompt_embeds[b].float())
+        columns["log_z"] = learned + window.levels.of_log_z(window.beta)
     return replace(flat, **columns)  # type: ignore[arg-type]

@@ -1,0 +1,64 @@
+"""Where log F and log Z begin: at what the first epoch's trajectories say on average."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dagflow.diffusion import path as gaussian
+from dagflow.diffusion.path import GaussianPath
+from dagflow.engine.learner import Learner
+from dagflow.types import Trajectories
+
+
+@dataclass(frozen=True)
+class Levels:
+    """A number for log F at each step's first state, and one for log Z; both rise with beta.
+
+    Any function of the time may be added to log F_phi, which has then less to learn: balance over
+    the rest of a trajectory asks for log F(x_i) = beta * reward - sum_{j >= i} (log p - log q), and
+    its mean can be had at once. At the last state log F is beta * reward, and nothing is added.
+    """
+
+    fixed: tuple[float, ...]  # T
+    earned: tuple[float, ...]  # T, times beta: the mean reward less that of the state's potential
+    log_z: tuple[float, float]  # fixed, and times beta
+
+    def of_flow(self, beta: float, index: Tensor) -> Tensor:
+        """At states `index` (B,) int64 in [0, T], (B,); zero at T."""
+        both = torch.tensor([[*self.fixed, 0.0], [*self.earned, 0.0]], device=index.device)
+        return (both[0] + beta * both[1])[index]
+
+    def of_log_z(self, beta: float) -> float:
+        return self.log_z[0] + beta * self.log_z[1]
+
+
+def zero_levels(steps: int) -> Levels:
+    """Levels that add nothing."""
+    return Levels((0.0,) * steps, (0.0,) * steps, (0.0, 0.0))
+
+
+def first_levels(
+    learner: Learner, path: GaussianPath, sampled: Trajectories, potentials: Tensor
+) -> Levels:
+    """The levels at which trajectories (B) with these potentials (B, T+1) balance on average."""
+    states, density = sampled.latents, learner.density
+    against_base = learner.keeps_base and sampled.log_p_base is not None
+    gaps = []
+    for i in range(path.steps):
+        step = gaussian.step_from(path, torch.full((len(states),), i, device=states.device))
+        backward = (
+            sampled.log_p_base[:, i]
+            if against_base and sampled.log_p_base is not None
+            else gaussian.log_pb(step, states[:, i], states[:, i + 1], density)
+        )
+        gaps.append((sampled.log_pf[:, i] - backward).mean())
+    fixed = [-float(rest) for rest in torch.stack(gaps).flip(0).cumsum(0).flip(0)]
+    rewards = potentials.mean(0)
+    earned = [float(value) for value in rewards[-1] - rewards[:-1]]
+    first, one = states[:, 0], torch.ones((), device=states.device)
+    log_p0 = gaussian.log_normal(first, torch.zeros_like(first), one, density).mean()
+    before = 0.0 if against_base else float(log_p0)
+    return Levels(tuple(fixed), tuple(earned), (fixed[0] - before, float(rewards[-1])))
