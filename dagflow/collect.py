@@ -46,7 +46,7 @@ class Epoch:
 class Asked:
     """Scores to come of a batch of images."""
 
-    states: list[Scores]  # of the decoded x0hat at the states before the last, if it matters
+    states: dict[int, Scores]  # of the decoded x0hat at states before the last, where it matters
     images: Scores
     measured: Scores | None  # of images that the policy sampled
 
@@ -87,7 +87,7 @@ def _potentials(
 ) -> Tensor:
     """The total (B, T+1) at every state of a batch whose images scored (R, B); else zero."""
     values = torch.zeros(images.shape[1], run.path.steps + 1, device=images.device)
-    for i, scores in enumerate(asked.states):
+    for i, scores in asked.states.items():
         values[:, i] = total(rewards, _answer(run, scores))
     values[:, -1] = total(rewards, images)
     return values
@@ -148,10 +148,12 @@ def _sample_batch(
 ) -> tuple[Trajectories, Asked]:
     """Trajectories from noise, or along given states, and the scores to come."""
     policy, needs = run.policy, run.learner.objective.needs
-    states: list[Scores] = []
+    states: dict[int, Scores] = {}
+    looked_at = run.potential_states if run.config.rollout.potential == "rollout" else ()
 
-    def look(preview: Tensor) -> None:
-        states.append(ask(run.rewards, policy.decode(preview), prompts))
+    def look(i: int, preview: Tensor) -> None:
+        if i in looked_at:
+            states[i] = ask(run.rewards, policy.preview(preview), prompts)
 
     part = rollout(
         policy,
@@ -160,7 +162,7 @@ def _sample_batch(
         noise,
         run.learner.density,
         run.advance,
-        look if needs.potentials and run.config.rollout.potential == "rollout" else None,
+        look if looked_at else None,
         log_p_base=needs.log_p_base,
         given=given,
     )

@@ -96,6 +96,17 @@ class RolloutTable(Table):
     """w in e_uncond + w (e_text - e_uncond)."""
     potential: Potential = "rollout"
     """Whose x0hat gives intermediate rewards: the `rollout` network's, the `current`, `none`."""
+    potential_steps: int = Field(0, ge=0)
+    """How many of a trajectory's states get one, at even distances up to the last; 0: all."""
+    preview_decoder: str = ""
+    """AutoencoderTiny that decodes x0hat for them: `tiny` (embedded), a folder or a hub id."""
+
+    def potential_states(self, steps: int) -> tuple[int, ...]:
+        """The states, of T = `steps` before the last, that have a potential."""
+        if self.potential == "none":
+            return ()
+        count = min(self.potential_steps or steps, steps)
+        return tuple((k + 1) * steps // count - 1 for k in range(count))
 
     @model_validator(mode="after")
     def _groups_are_whole(self) -> RolloutTable:
@@ -252,8 +263,8 @@ class Config(Table):
 
     def reward_calls(self, potentials: bool) -> int:
         """Images that rewards are asked about in an epoch, with or without intermediate ones."""
-        states = self.rollout.num_inference_steps if potentials else 0
-        inner = states if self.rollout.potential == "rollout" else 0
+        states = self.rollout.potential_states(self.rollout.num_inference_steps)
+        inner = len(states) if potentials and self.rollout.potential == "rollout" else 0
         return self.rollout.samples_per_epoch * (1 + inner)
 
     def with_beta(self, beta: float) -> Config:

@@ -64,6 +64,13 @@ class Run:
     def policy(self) -> Policy:
         return self.learner.policy
 
+    @property
+    def potential_states(self) -> tuple[int, ...]:
+        """The states before the last that have a potential."""
+        if not self.learner.objective.needs.potentials:
+            return ()
+        return self.config.rollout.potential_states(self.path.steps)
+
     def advance(self, units: int) -> None:
         """So many units of the present stage are done; raises as `stop_if_asked` does."""
         self.watcher.advance(units)
@@ -102,8 +109,11 @@ def prepare(
     source, prompts = _prompts(config, registry)
 
     device = default_device()
-    policy = load_policy(config.model, config.dtype, device, config.rollout.guidance_scale)
-    path = policy.path(config.rollout.num_inference_steps)
+    rollout = config.rollout
+    policy = load_policy(
+        config.model, config.dtype, device, rollout.guidance_scale, rollout.preview_decoder
+    )
+    path = policy.path(rollout.num_inference_steps)
     policy.add_weights(config.lora, config.seed)
     rewards = _build(config.rewards, make_rewards, device)
     measured = _build(config.evaluate.rewards, make_measured, device)

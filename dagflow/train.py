@@ -21,7 +21,7 @@ from dagflow.engine.learner import set_rates
 from dagflow.engine.levels import first_levels, zero_levels
 from dagflow.engine.metrics import Clock, JsonLines
 from dagflow.engine.normalise import SMALLEST, mean_and_deviation, moments, normalised, summary
-from dagflow.engine.potentials import current_potentials
+from dagflow.engine.potentials import CurrentPotentials
 from dagflow.engine.replay import Buffer
 from dagflow.engine.temperature import (
     base_log_weights,
@@ -29,7 +29,7 @@ from dagflow.engine.temperature import (
     log_weights,
     temperature,
 )
-from dagflow.engine.transitions import cut, cut_whole
+from dagflow.engine.transitions import cut
 from dagflow.engine.update import update, warm_up
 from dagflow.engine.window import Window
 from dagflow.errors import NotSaved, RunError, UserError
@@ -167,8 +167,9 @@ class _Session:
             if not self.position.window and 0 < self.config.stop_at_gain <= gain:
                 return Stopped(epoch, gain)
             if self.position.update == 0:
-                self._find_levels(data)
-                self._warm_up(data)
+                begin = self._with_all_potentials(data)
+                self._find_levels(begin)
+                self._warm_up(begin)
                 clock.lap("warm_up")
             self._update(data)
             clock.lap("update")
@@ -203,10 +204,21 @@ class _Session:
         learned = needs.log_flow or needs.log_z
         if self.position.levels or not learned or not self.config.update.flow_from_data:
             return
-        rows = torch.cartesian_prod(*map(torch.arange, sampled.log_pf.shape))
-        potentials = self._window(data, rows, beta=0.0).potentials[: len(sampled.prompts)]
+        potentials = data.potentials[: len(sampled.prompts)]
         levels = first_levels(self.run.learner, self.run.path, sampled, potentials)
         self.position = replace(self.position, levels=levels)
+
+    def _with_all_potentials(self, data: Epoch) -> Epoch:
+        """The same with those of the current network, which is the one that sampled."""
+        update = self.config.update
+        if not (update.flow_from_data or update.flow_warmup):
+            return data
+        rows = torch.cartesian_prod(*map(torch.arange, data.trajectories.log_pf.shape))
+        current = self._current(data, self._window(data, rows, beta=0.0))
+        if not current:
+            return data
+        current.complete(current.window)
+        return replace(data, potentials=current.window.potentials)
 
     @property
     def beta_in_nats(self) -> float:
@@ -253,7 +265,8 @@ class _Session:
             self.run.stop_if_asked()
             beta = self.config.beta(self.position.update, len(windows))
             set_rates(self.run.learner, self.config.rate(self.position.update, len(windows)))
-            numbers = update(self.run.learner, self._window(data, rows, beta))
+            chosen = self._window(data, rows, beta)
+            numbers = update(self.run.learner, chosen, self._current(data, chosen))
             window, count = self.position.window + 1, self.position.update + 1
             self.position = replace(self.position, window=window, update=count)
             record = {"epoch": self.position.epoch + 1, "update": count, "beta": beta}
@@ -274,18 +287,19 @@ class _Session:
 
     def _windows(self, epoch: int) -> list[Tensor]:
         whole = self.run.learner.objective.needs.trajectories
-        return (cut_whole if whole else cut)(self.config, epoch, self.run.path.steps)
+        return cut(self.config, epoch, self.run.path.steps, whole)
 
     def _window(self, data: Epoch, rows: Tensor, beta: float) -> Window:
         run, final_beta = self.run, self.config.final_beta
         levels = self.position.levels or zero_levels(run.path.steps)
-        window = Window(
-            data.trajectories, data.potentials, run.path, rows, beta, final_beta, levels
-        )
-        if run.learner.objective.needs.potentials and run.config.rollout.potential == "current":
-            values = current_potentials(run.learner, window, data.rewards)
-            window = replace(window, potentials=values)
-        return window
+        return Window(data.trajectories, data.potentials, run.path, rows, beta, final_beta, levels)
+
+    def _current(self, data: Epoch, window: Window) -> CurrentPotentials | None:
+        """Potentials of the current network, to be filled in, where the run wants those."""
+        if self.config.rollout.potential != "current" or not self.run.potential_states:
+            return None
+        states = self.run.potential_states
+        return CurrentPotentials(self.run.learner, window, data.rewards, states)
 
     def _end_epoch(self, data: Epoch, gain: float, clock: Clock) -> None:
         """Log, draw and save."""

@@ -2,39 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from dagflow.diffusion import path as gaussian
 from dagflow.engine.learner import Learner
-from dagflow.engine.scoring import Scores, WeightedReward, ask, total
+from dagflow.engine.scoring import WeightedReward, ask, total
 from dagflow.engine.window import Window
 
 
-@torch.no_grad()
-def current_potentials(
-    learner: Learner, window: Window, rewards: Sequence[WeightedReward]
-) -> Tensor:
-    """Potentials (B, T+1) of the current network at the states that the window touches.
+class CurrentPotentials:
+    """The rewards of a window's states, each asked once, when the network first passes there.
 
-    The reward of the decoded x0hat of the text branch; the last column stays the image's own.
+    They are those of the decoded x0hat of the text branch. A chunk's pass gives those of the states
+    that it begins from; the state that ends its last transition began the chunk that went before,
+    for chunks go backward in time.
     """
-    policy, trajectories = learner.policy, window.trajectories
-    steps = window.path.steps
-    values = window.potentials.clone()
-    asked: list[tuple[Tensor, Tensor, Scores]] = []
-    touched = torch.cat([window.rows, window.rows + torch.tensor([0, 1])]).unique(dim=0)
-    touched = touched[touched[:, 1] < steps]
-    for part in window.part(touched).parts(learner.settings.microbatch_size):
+
+    def __init__(
+        self,
+        learner: Learner,
+        window: Window,
+        rewards: Sequence[WeightedReward],
+        states: Iterable[int],
+    ) -> None:
+        """`states`: those of each trajectory that have a potential; others have zero."""
+        self._learner, self._rewards = learner, rewards
+        self.window = window.with_potentials(window.potentials.clone())
+        self._missing = torch.zeros_like(window.potentials, dtype=torch.bool)
+        self._missing[:, list(states)] = True
+
+    @torch.no_grad()
+    def see(self, part: Window, text: Tensor) -> None:
+        """Ask about the states that some rows begin from; text: their output (M, C, H, W)."""
         b, i = part.places()
-        x = trajectories.latents[b, i]
-        times = window.path.timesteps.to(policy.device)[i]
-        output = policy.predict_text(x, times, trajectories.prompt_embeds[b])
-        state = gaussian.state_at(window.path, i)
-        images = policy.decode(policy.predicted_x0(state, x, output))
-        asked.append((b, i, ask(rewards, images, [trajectories.prompts[k] for k in b.tolist()])))
-    for b, i, scores in asked:
-        values[b, i] = total(rewards, scores())
-    return values
+        new = self._missing[b, i]
+        if not new.any():
+            return
+        b, i = b[new], i[new]
+        policy, trajectories = self._learner.policy, self.window.trajectories
+        state = gaussian.state_at(self.window.path, i)
+        x0 = policy.predicted_x0(state, trajectories.latents[b, i], text[new])
+        prompts = [trajectories.prompts[k] for k in b.tolist()]
+        scores = ask(self._rewards, policy.preview(x0), prompts)
+        self.window.potentials[b, i] = total(self._rewards, scores())
+        self._missing[b, i] = False
+
+    @torch.no_grad()
+    def complete(self, part: Window) -> None:
+        """Pass through the states at either end of these rows that nothing has passed yet."""
+        rows = torch.cat([part.rows, part.rows + torch.tensor([0, 1])]).unique(dim=0)
+        b, i = part.part(rows).places()
+        rows = rows[self._missing[b, i].cpu()]
+        policy, trajectories = self._learner.policy, self.window.trajectories
+        for missing in part.part(rows).parts(self._learner.settings.microbatch_size):
+            b, i = missing.places()
+            times = self.window.path.timesteps.to(policy.device)[i]
+            embeds = trajectories.prompt_embeds[b]
+            self.see(missing, policy.predict_text(trajectories.latents[b, i], times, embeds))

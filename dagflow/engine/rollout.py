@@ -26,14 +26,15 @@ def rollout(
     noise: Tensor | None,
     density: LogDensity,
     progress: Callable[[int], None] = ignore,
-    on_preview: Callable[[Tensor], None] | None = None,
+    on_preview: Callable[[int, Tensor], None] | None = None,
     log_p_base: bool = False,
     given: Tensor | None = None,
 ) -> Trajectories:
     """One trajectory for each of B prompts, from noise (B, T+1, C, H, W) or along `given` states.
 
     `progress` is called after each step with the number of trajectories that took it, and
-    `on_preview` with x0hat (B, C, H, W) of the text branch at the state that the step began from.
+    `on_preview` with the state that the step began from, 0 to T-1, and x0hat (B, C, H, W) of its
+    text branch.
     With `log_p_base` the densities under the frozen base model are computed too.
     """
     states = noise if given is None else given
@@ -60,7 +61,7 @@ def rollout(
                 )
             log_base.append(gaussian.log_pf(step, x, latents[-1], base_x0, density))
         if on_preview:
-            on_preview(policy.predicted_x0(step.state, x, prediction.text))
+            on_preview(i, policy.predicted_x0(step.state, x, prediction.text))
         progress(len(x))
     final = _noiseless(policy, path, latents[-1], embeds) if path.noiseless_end else latents[-1]
     return Trajectories(

@@ -9,37 +9,25 @@ from dagflow.config import Config
 from dagflow.diffusion.noise import Stream, generator
 
 
-def cut(config: Config, epoch: int, steps: int) -> list[Tensor]:
+def cut(config: Config, epoch: int, steps: int, whole: bool) -> list[Tensor]:
     """One window of transitions for each optimizer step, (M, 2) int64: trajectory, step.
 
-    From each trajectory of T = `steps` steps, timestep_fraction of them are drawn; the whole is
-    shuffled and split evenly into at most `updates_per_epoch` windows.
-    """
-    source = generator(Stream.TRANSITIONS, config.seed, epoch)
-    count = min(config.steps_per_trajectory, steps)
-    chosen = [
-        torch.stack([torch.full((count,), b), torch.randperm(steps, generator=source)[:count]], 1)
-        for b in range(config.rollout.samples_per_epoch)
-    ]
-    transitions = torch.cat(chosen)
-    order = torch.randperm(len(transitions), generator=source)
-    return list(transitions[order].tensor_split(config.updates_per_epoch))
-
-
-def cut_whole(config: Config, epoch: int, steps: int) -> list[Tensor]:
-    """The same for objectives on whole trajectories: all steps of one after those of another.
-
-    All steps count, whatever timestep_fraction. Trajectories of one prompt that were drawn together
-    stay together.
+    Trajectories are shuffled, and those drawn together for one prompt stay together. Each gives a
+    stretch of timestep_fraction of its T = `steps` steps, or all if `whole`. The stretch begins
+    anywhere and goes on from the first step after the last, so that every step counts alike; and
+    most states of a window end one of its transitions and begin the next. Windows are even, at most
+    `updates_per_epoch` of them; with `whole` none divides a group.
     """
     source = generator(Stream.TRANSITIONS, config.seed, epoch)
     together = config.rollout.images_per_prompt
-    groups = config.rollout.samples_per_epoch // together
-    order = torch.randperm(groups, generator=source)
-    transitions = config.rollout.samples_per_epoch * steps
-    count = max(1, min(groups, transitions // config.update.batch_size))
-    offsets, every = torch.arange(together), torch.arange(steps)
-    return [
-        torch.cartesian_prod((window[:, None] * together + offsets).flatten(), every)
-        for window in order.tensor_split(count)
-    ]
+    groups = torch.randperm(config.rollout.samples_per_epoch // together, generator=source)
+    trajectories = (groups[:, None] * together + torch.arange(together)).flatten()
+    count = steps if whole else min(config.steps_per_trajectory, steps)
+    begins = torch.randint(steps, (len(trajectories), 1), generator=source)
+    stretches = ((begins + torch.arange(count)) % steps).sort(1).values
+    rows = torch.stack([trajectories[:, None].expand_as(stretches), stretches], 2)
+    if not whole:
+        return list(rows.flatten(0, 1).tensor_split(config.updates_per_epoch))
+    updates = max(1, min(len(groups), len(trajectories) * steps // config.update.batch_size))
+    parts = rows.unflatten(0, (len(groups), together)).tensor_split(updates)
+    return [part.flatten(0, 2) for part in parts]

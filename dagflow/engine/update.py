@@ -5,6 +5,10 @@ micro-batch at a time. An objective on whole trajectories couples all their tran
 window passes twice: without gradient first, for the numbers; then each micro-batch again, with the
 loss's gradient at those numbers. Memory depends on neither T nor the size of the window. A window
 that is a single micro-batch passes once.
+
+Each state is passed and evaluated once in a pass. Potentials of the current network rest on the
+same pass; where an objective wants those of all the window first, the text branch alone passes
+before.
 """
 
 from __future__ import annotations
@@ -12,12 +16,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dagflow.diffusion import path as gaussian
 from dagflow.engine.learner import Learner
+from dagflow.engine.potentials import CurrentPotentials
 from dagflow.engine.window import Window, as_trajectories, joined, numbers, whole_window
 from dagflow.errors import PluginError, RunError, raised
 from dagflow.types import Transitions
@@ -25,38 +31,64 @@ from dagflow.types import Transitions
 FLOWS = ("log_flow", "log_flow_next")
 
 
-def update(learner: Learner, window: Window) -> dict[str, float]:
+class Passed(NamedTuple):
+    """What a pass of the network as it is now says of M transitions."""
+
+    log_pf: Tensor  # (M,)
+    guided: Tensor  # (M, C, H, W)
+
+
+def update(
+    learner: Learner, window: Window, current: CurrentPotentials | None = None
+) -> dict[str, float]:
     """One step of policy and objective on all transitions of the window; returns its metrics.
 
+    With `current` its window, of which the potentials are filled in, takes the place of this one.
     Raises RunError, before the step, if a loss or gradient is not finite.
     """
-    metrics = Averages()
-    parts = window.parts(learner.settings.microbatch_size)
+    window, metrics = current.window if current else window, Averages()
     if learner.objective.needs.trajectories:
-        together = _policy(learner, window) if len(parts) == 1 else None
-        with torch.no_grad():
-            log_pf = [(together or _policy(learner, part))[0] for part in parts]
-        slopes = _slopes(learner, window, log_pf, metrics)
-        for part, slope in zip(parts, slopes, strict=True):
-            log_pf_now, prediction = together or _policy(learner, part)
-            through_policy = (log_pf_now * slope["log_pf"]).sum()
-            through_flow = _through_flow(learner, part, slope)
-            penalty = _penalty(learner, part, prediction, len(window.rows), metrics)
-            (through_policy + through_flow + penalty).backward()
-            _log_ratio(learner, part, log_pf_now, metrics)
+        _whole_trajectories(learner, window, current, metrics)
     else:
-        whole = whole_window(learner, window)
-        for part in parts:
-            log_pf_now, prediction = _policy(learner, part)
-            leaf = log_pf_now.detach().requires_grad_()
-            batch = numbers(learner, part, leaf, whole)
-            _objective_backward(learner, batch, len(window.rows), metrics)
-            penalty = _penalty(learner, part, prediction, len(window.rows), metrics)
-            if leaf.grad is not None:
-                penalty = penalty + (log_pf_now * leaf.grad).sum()
-            penalty.backward()
-            _log_ratio(learner, part, log_pf_now, metrics)
+        _single_transitions(learner, window, current, metrics)
     return {**metrics.means(), **_step(learner, learner.policy.parameters())}
+
+
+def _whole_trajectories(
+    learner: Learner, window: Window, current: CurrentPotentials | None, metrics: Averages
+) -> None:
+    parts = window.parts(learner.settings.microbatch_size)
+    together = _policy(learner, window, current) if len(parts) == 1 else None
+    with torch.no_grad():
+        log_pf = [(together or _policy(learner, part, current)).log_pf for part in parts]
+    slopes = _slopes(learner, window, log_pf, metrics)
+    for part, slope in zip(parts, slopes, strict=True):
+        passed = together or _policy(learner, part, None)
+        through_policy = (passed.log_pf * slope["log_pf"]).sum()
+        through_flow = _through_flow(learner, part, slope)
+        penalty = _penalty(learner, part, passed.guided, len(window.rows), metrics)
+        (through_policy + through_flow + penalty).backward()
+        _log_ratio(learner, part, passed.log_pf, metrics)
+
+
+def _single_transitions(
+    learner: Learner, window: Window, current: CurrentPotentials | None, metrics: Averages
+) -> None:
+    if current and learner.objective.needs.window:
+        current.complete(window)
+    whole = whole_window(learner, window)
+    for part in reversed(window.parts(learner.settings.microbatch_size)):
+        passed = _policy(learner, part, current)
+        if current:
+            current.complete(part)
+        leaf = passed.log_pf.detach().requires_grad_()
+        batch = numbers(learner, part, leaf, whole)
+        _objective_backward(learner, batch, len(window.rows), metrics)
+        loss = _penalty(learner, part, passed.guided, len(window.rows), metrics)
+        if leaf.grad is not None:
+            loss = loss + (passed.log_pf * leaf.grad).sum()
+        loss.backward()
+        _log_ratio(learner, part, passed.log_pf, metrics)
 
 
 def warm_up(learner: Learner, window: Window) -> dict[str, float]:
@@ -76,19 +108,19 @@ def warm_up(learner: Learner, window: Window) -> dict[str, float]:
     return {**metrics.means(), **_step(learner, [])}
 
 
-def _policy(learner: Learner, part: Window) -> tuple[Tensor, Tensor]:
-    """log_pf (M,) and the guided prediction (M, C, H, W) of the network as it is now."""
+def _policy(learner: Learner, part: Window, current: CurrentPotentials | None) -> Passed:
+    """The network as it is now at the states where some rows begin; `current` may look too."""
     policy, trajectories = learner.policy, part.trajectories
     b, i = part.places()
     x = trajectories.latents[b, i]
     times = part.path.timesteps.to(policy.device)[i]
-    prediction = policy.predict(x, times, trajectories.prompt_embeds[b]).guided
+    prediction = policy.predict(x, times, trajectories.prompt_embeds[b])
+    if current:
+        current.see(part, prediction.text)
     step = gaussian.step_from(part.path, i)
-    x0 = policy.predicted_x0(step.state, x, prediction)
-    return (
-        gaussian.log_pf(step, x, trajectories.latents[b, i + 1], x0, learner.density),
-        prediction,
-    )
+    x0 = policy.predicted_x0(step.state, x, prediction.guided)
+    log_pf = gaussian.log_pf(step, x, trajectories.latents[b, i + 1], x0, learner.density)
+    return Passed(log_pf, prediction.guided)
 
 
 def _slopes(

@@ -33,13 +33,17 @@ class Window:
     final_beta: float
     levels: Levels
 
+    def with_potentials(self, potentials: Tensor) -> Window:
+        """The same with other potentials."""
+        return replace(self, potentials=potentials)
+
     def part(self, rows: Tensor) -> Window:
         """The same with fewer rows."""
         return replace(self, rows=rows)
 
     def parts(self, size: int) -> list[Window]:
         """In micro-batches of `size` rows."""
-        return [self.part(rows) for rows in self.rows.split(size)]
+        return [self.part(rows) for rows in self.rows.split(size) if len(rows)]
 
     def places(self) -> tuple[Tensor, Tensor]:
         """Trajectory and step of each row, on the device of the trajectories."""
@@ -64,12 +68,13 @@ def numbers(
     if needs.log_pb:
         step = gaussian.step_from(part.path, i)
         log_pb = gaussian.log_pb(step, latents[b, i], latents[b, i + 1], learner.density)
+    log_flow, log_flow_next = flows(learner, part) if needs.log_flow else (None, None)
     return Transitions(
         log_pf=log_pf,
         log_pf_old=part.log_pf_old,
         log_pb=log_pb,
-        log_flow=log_flow(learner, part, b, i),
-        log_flow_next=log_flow(learner, part, b, i + 1),
+        log_flow=log_flow,
+        log_flow_next=log_flow_next,
         beta=part.beta,
         final_beta=part.final_beta,
         scale=learner.scale,
@@ -95,24 +100,33 @@ def _rewards(part: Window, b: Tensor) -> dict[str, Tensor]:
     }
 
 
-def log_flow(learner: Learner, part: Window, b: Tensor, i: Tensor) -> Tensor | None:
+def flows(learner: Learner, part: Window) -> tuple[Tensor, Tensor]:
+    """log F at both ends of each row, (M,) each; a state that two rows share is evaluated once."""
+    b, i = part.places()
+    states = part.path.steps + 1
+    ends = b * states + i
+    distinct, place = torch.cat([ends, ends + 1]).unique(return_inverse=True)
+    values = log_flow(learner, part, distinct // states, distinct % states)[place]
+    return values[: len(b)], values[len(b) :]
+
+
+def log_flow(learner: Learner, part: Window, b: Tensor, i: Tensor) -> Tensor:
     """log F of states i of trajectories b: F_phi plus beta * potential; at the end beta * reward.
 
     Forward-looking flow, equation 10 of the paper, above the step's level. F_phi counts in units of
     the log-density, so that with `sum` it is multiplied by D.
     """
-    needs = learner.objective.needs
-    if not needs.log_flow:
-        return None
-    objective = cast(FlowObjective, learner.objective)
-    trajectories = part.trajectories
-    times = part.path.timesteps.to(i.device)[i]
-    learned: Tensor = objective.flow(
-        trajectories.latents[b, i], times, trajectories.prompt_embeds[b].float()
-    )
+    objective, trajectories = cast(FlowObjective, learner.objective), part.trajectories
     inner = i < part.path.steps
-    known = part.potentials[b, i] if needs.potentials else part.potentials[b, i] * ~inner
-    return learned * inner * learner.scale + part.beta * known + part.levels.of_flow(part.beta, i)
+    places = (b[inner], i[inner])
+    times = part.path.timesteps.to(i.device)[places[1]]
+    embeds = trajectories.prompt_embeds[places[0]].float()
+    learned = objective.flow(trajectories.latents[places], times, embeds)
+    known = part.potentials[b, i]
+    if not objective.needs.potentials:
+        known = known * ~inner
+    above = part.beta * known + part.levels.of_flow(part.beta, i)
+    return torch.zeros_like(above).masked_scatter(inner, learner.scale * learned) + above
 
 
 @torch.no_grad()

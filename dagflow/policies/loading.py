@@ -15,15 +15,25 @@ if TYPE_CHECKING:
     from dagflow.policies.policy import Policy
 
 EMBEDDED = {"tiny": "models/tiny"}
+EMBEDDED_PREVIEWS = {"tiny": "models/tiny_preview"}
 
 
-def load_policy(model: str, dtype: str, device: torch.device, guidance_scale: float) -> Policy:
+def load_policy(
+    model: str,
+    dtype: str,
+    device: torch.device,
+    guidance_scale: float,
+    preview_decoder: str = "",
+) -> Policy:
     """The policy of `tiny`, `world:NAME`, a pipeline's folder or a hub id, or `ddpm:` and either.
 
     After `ddpm:` the pipeline is an unconditional one in pixel space, else Stable Diffusion.
-    dtype: auto, float32 or bfloat16. Raises UserError if the model is none or cannot be had.
+    dtype: auto, float32 or bfloat16. `preview_decoder` of Stable Diffusion is an AutoencoderTiny:
+    `tiny`, a folder or a hub id. Raises UserError if the model is none or cannot be had.
     """
     family, colon, name = model.partition(":")
+    if preview_decoder and colon and family in ("world", "ddpm"):
+        raise UserError(f"model '{model}' has no decoder for rollout.preview_decoder to stand for.")
     if colon and family == "world":
         from dagflow.policies.world import WorldPolicy
         from dagflow.worlds.catalogue import world
@@ -35,8 +45,9 @@ def load_policy(model: str, dtype: str, device: torch.device, guidance_scale: fl
         return DDPMPolicy(load_ddpm_pipeline(name, resolve_dtype(dtype, device)), device)
     from dagflow.policies.stable_diffusion import StableDiffusionPolicy
 
-    pipeline = load_pipeline(model, resolve_dtype(dtype, device))
-    return StableDiffusionPolicy(pipeline, device, guidance_scale)
+    kind = resolve_dtype(dtype, device)
+    preview = load_preview_decoder(preview_decoder, kind) if preview_decoder else None
+    return StableDiffusionPolicy(load_pipeline(model, kind), device, guidance_scale, preview)
 
 
 def default_device() -> torch.device:
@@ -61,7 +72,7 @@ def load_pipeline(model: str, dtype: torch.dtype) -> Any:
     """
     return _load(
         "StableDiffusionPipeline",
-        "Stable Diffusion",
+        "Stable Diffusion pipeline",
         model,
         EMBEDDED,
         dtype=dtype,
@@ -73,13 +84,18 @@ def load_pipeline(model: str, dtype: torch.dtype) -> Any:
 
 def load_ddpm_pipeline(model: str, dtype: torch.dtype) -> Any:
     """A `DDPMPipeline` from a folder or a hub id. Raises UserError as `load_pipeline` does."""
-    return _load("DDPMPipeline", "DDPM", model, {}, dtype=dtype)
+    return _load("DDPMPipeline", "DDPM pipeline", model, {}, dtype=dtype)
+
+
+def load_preview_decoder(model: str, dtype: torch.dtype) -> Any:
+    """An `AutoencoderTiny`: the embedded model's, from a folder or a hub id. Raises UserError."""
+    return _load("AutoencoderTiny", "preview decoder", model, EMBEDDED_PREVIEWS, torch_dtype=dtype)
 
 
 def _load(
     class_name: str, kind: str, model: str, embedded: Mapping[str, str], **options: Any
 ) -> Any:
-    """A pipeline of that class in diffusers, which gets the options; `kind` is it in words."""
+    """A thing of that class in diffusers, which gets the options; `kind` is it in words."""
     source = _source(model, embedded)
     import diffusers
     import diffusers.utils.logging
@@ -88,12 +104,13 @@ def _load(
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     try:
-        pipeline = getattr(diffusers, class_name).from_pretrained(source, **options)
+        loaded = getattr(diffusers, class_name).from_pretrained(source, **options)
     except Exception as error:  # whatever a folder of somebody else's files can cause
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"'{model}' does not load as a {kind} pipeline: {reason}") from error
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+        raise UserError(f"'{model}' does not load as a {kind}: {reason}") from error
+    if isinstance(loaded, diffusers.DiffusionPipeline):
+        loaded.set_progress_bar_config(disable=True)
+    return loaded
 
 
 def _source(model: str, embedded: Mapping[str, str]) -> str:
@@ -102,16 +119,14 @@ def _source(model: str, embedded: Mapping[str, str]) -> str:
         return str(resources.files("dagflow") / embedded[model])
     path = Path(model)
     if path.is_dir():
-        if not (path / "model_index.json").is_file():
+        if embedded is not EMBEDDED_PREVIEWS and not (path / "model_index.json").is_file():
             raise UserError(
                 f"'{model}' is no diffusers pipeline: the folder has no model_index.json."
             )
         return model
     if path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
-        choices = [
-            *(f"{name} (embedded)" for name in embedded),
-            "the folder of a diffusers pipeline",
-        ]
+        folder = "an AutoencoderTiny" if embedded is EMBEDDED_PREVIEWS else "a diffusers pipeline"
+        choices = [*(f"{name} (embedded)" for name in embedded), f"the folder of {folder}"]
         raise UserError(
             f"there is no model '{model}'.{did_you_mean(model, embedded)} "
             f"Give {', '.join(choices)}, or a hub id such as owner/name."

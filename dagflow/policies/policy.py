@@ -54,6 +54,9 @@ class Policy(Protocol):
     def decode(self, latents: Tensor) -> Tensor:
         """Images float32 (B, 3, height, width) in [0, 1]."""
 
+    def preview(self, latents: Tensor) -> Tensor:
+        """The same of x0hat on the way, by a cheaper decoder if there is one."""
+
     def encode_images(self, images: Tensor) -> Tensor:
         """Terminal states (B, C, H, W) from images (B, 3, height, width) in [0, 1]."""
 

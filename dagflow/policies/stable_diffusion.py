@@ -27,15 +27,24 @@ class StableDiffusionPolicy:
 
     WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
 
-    def __init__(self, pipeline: Any, device: torch.device, guidance_scale: float) -> None:
-        _check(pipeline)
+    def __init__(
+        self,
+        pipeline: Any,
+        device: torch.device,
+        guidance_scale: float,
+        preview_decoder: Any | None = None,
+    ) -> None:
+        """`preview_decoder`: an AutoencoderTiny. Raises UserError for parts that fit not."""
+        _check(pipeline, preview_decoder)
         self.pipeline = pipeline.to(device)
         self.device = device
         self.guidance_scale = guidance_scale
         self._is_base = False
         self.prediction_type: str = pipeline.scheduler.config.prediction_type
-        for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-            module.requires_grad_(False).eval()
+        self._preview_decoder = preview_decoder.to(device) if preview_decoder else None
+        for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder, self._preview_decoder):
+            if module is not None:
+                module.requires_grad_(False).eval()
         self._negative_prompt_embeds = self.encode([""])
 
     @property
@@ -133,7 +142,14 @@ class StableDiffusionPolicy:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Images float32 (B, 3, height, width) in [0, 1] from latents (B, C, H, W)."""
-        vae = self.pipeline.vae
+        return self._decoded(self.pipeline.vae, latents)
+
+    @torch.no_grad()
+    def preview(self, latents: Tensor) -> Tensor:
+        """The same by the preview decoder, if there is one."""
+        return self._decoded(self._preview_decoder or self.pipeline.vae, latents)
+
+    def _decoded(self, vae: Any, latents: Tensor) -> Tensor:
         output = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
         return (output.float() / 2 + 0.5).clamp(0, 1)  # type: ignore[no-any-return]
 
@@ -223,8 +239,8 @@ class StableDiffusionPolicy:
                 self._is_base = False
 
 
-def _check(pipeline: Any) -> None:
-    """Raise UserError for a pipeline that loads but is of another kind."""
+def _check(pipeline: Any, preview_decoder: Any | None) -> None:
+    """Raise UserError for a pipeline that loads but is of another kind, or a decoder of others."""
     unet, vae, text = pipeline.unet.config, pipeline.vae.config, pipeline.text_encoder.config
     known = ("epsilon", "v_prediction", "sample")
     reasons = {
@@ -240,3 +256,13 @@ def _check(pipeline: Any) -> None:
     found = [reason for reason, applies in reasons.items() if applies]
     if found:
         raise UserError(f"this pipeline is not of Stable Diffusion's v1 kind: {found[0]}.")
+    if preview_decoder is None:
+        return
+    enlarges = 2 ** (len(preview_decoder.config.decoder_block_out_channels) - 1)
+    factor = 2 ** (len(vae.block_out_channels) - 1)
+    if (preview_decoder.config.latent_channels, enlarges) != (vae.latent_channels, factor):
+        raise UserError(
+            f"the preview decoder takes latents of {preview_decoder.config.latent_channels} "
+            f"channels and enlarges them {enlarges} times; the model's VAE takes "
+            f"{vae.latent_channels} and enlarges {factor} times."
+        )

@@ -29,5 +29,13 @@ class Unconditional(ABC):
         return Prediction(output, output)
 
     @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images float32 (B, 3, height, width) in [0, 1]."""
+
+    def preview(self, latents: Tensor) -> Tensor:
+        """The same: there is nothing cheaper."""
+        return self.decode(latents)
+
+    @abstractmethod
     def predict_text(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
         """The network's output (B, C, H, W)."""

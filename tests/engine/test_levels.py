@@ -38,7 +38,7 @@ def test_flows_balance_on_average_over_the_rest_from_every_step(
     bound = 1e-4 * run.learner.scale
     torch.testing.assert_close(over_the_rest, torch.zeros(run.path.steps), rtol=0, atol=bound)
     plain = batch_of(run, replace(levelled(run, beta), levels=zero_levels(run.path.steps)))
-    assert float((plain.log_flow - batch.log_flow).abs().min()) > bound
+    assert bool(((plain.log_flow - batch.log_flow).abs() > bound).all())
     assert torch.equal(plain.log_flow_next[:, -1], batch.log_flow_next[:, -1])  # the reward
 
 
@@ -47,6 +47,7 @@ def test_log_z_balances_whole_trajectories_on_average(make_run, name) -> None:
     run = make_run(objective={"name": name, **OBJECTIVES[name]})
     window = levelled(run, 7.0)
     residual = run.learner.objective(batch_of(run, window))[1]["residual"]
-    assert abs(float(residual.mean())) < 1e-4
+    assert abs(residual.mean().item()) < 1e-4
     plain = replace(window, levels=zero_levels(run.path.steps))
-    assert abs(float(run.learner.objective(batch_of(run, plain))[1]["residual"].mean())) > 0.1
+    other = run.learner.objective(batch_of(run, plain))[1]["residual"]
+    assert abs(other.mean().item()) > 0.1

@@ -49,18 +49,32 @@ def test_an_empty_source_and_a_wrong_item_are_named() -> None:
 
 @given(fraction=st.floats(0.05, 1), batch=st.integers(1, 40), epoch=st.integers(0, 3))
 def test_windows_hold_each_chosen_transition_once(fraction: float, batch: int, epoch: int) -> None:
+    """And those of a trajectory are a stretch, so that few states are visited for one alone."""
     steps = 10
     count = max(1, round(steps * fraction)) * 8
     settings = short_config(
         rollout={"samples_per_epoch": 8, "num_inference_steps": steps},
         update={"batch_size": min(batch, count), "timestep_fraction": fraction},
     )
-    windows = cut(settings, epoch, steps)
+    windows = cut(settings, epoch, steps, whole=False)
     rows = [tuple(row) for window in windows for row in window.tolist()]
     assert len(rows) == len(set(rows)) == count
     assert set(Counter(b for b, _ in rows).values()) == {count // 8}
     assert len(windows) == settings.updates_per_epoch
     assert min(len(window) for window in windows) >= settings.update.batch_size
+    for b in range(8):
+        chosen = {i for other, i in rows if other == b}
+        assert sum((i + 1) % steps not in chosen for i in chosen) <= 1
+
+
+def test_every_step_is_chosen_as_often_as_any_other() -> None:
+    settings = short_config(
+        rollout={"samples_per_epoch": 1000, "num_inference_steps": 10},
+        update={"batch_size": 1, "timestep_fraction": 0.3},
+    )
+    seen = Counter(i for window in cut(settings, 0, 10, whole=False) for _, i in window.tolist())
+    assert len(seen) == 10
+    assert max(abs(count - 300) for count in seen.values()) < 75  # five deviations
 
 
 def test_beta_rises_from_zero_over_the_annealed_part() -> None:
