@@ -16,6 +16,7 @@ from dagflow.engine.replay import Buffer, draw, renoised
 from dagflow.engine.rollout import concatenate, first, rollout
 from dagflow.engine.scoring import Scores, WeightedReward, ask, total
 from dagflow.prepare import Run
+from dagflow.profiling import span, traced
 from dagflow.types import Prompt, Trajectories
 
 
@@ -110,7 +111,8 @@ def _sample(
             batch = prompts[start : start + settings.batch_size]
             indices = range(start, start + len(batch))
             noise = trajectory_noise(Stream.ROLLOUT, config.seed, epoch, indices, steps, shape)
-            done.append(_sample_batch(run, batch, noise))
+            with traced("rollout"):
+                done.append(_sample_batch(run, batch, noise))
         if replayed + backward:
             source = generator(Stream.REPLAY, config.seed, epoch)
             drawn = draw(buffer.kept, replayed, source)
@@ -153,7 +155,9 @@ def _sample_batch(
 
     def look(i: int, preview: Tensor) -> None:
         if i in looked_at:
-            states[i] = ask(run.rewards, policy.preview(preview), prompts)
+            with span("decode"):
+                images = policy.preview(preview)
+            states[i] = ask(run.rewards, images, prompts)
 
     part = rollout(
         policy,

@@ -35,6 +35,7 @@ from dagflow.engine.window import Window
 from dagflow.errors import NotSaved, RunError, UserError
 from dagflow.evaluate import Comparison, Sampler, compare, cycle
 from dagflow.prepare import Run
+from dagflow.profiling import traced
 from dagflow.recipe import read_recipe
 from dagflow.truth import Truth, against_truth
 from dagflow.worlds.rewards import Density, Ratio
@@ -266,7 +267,8 @@ class _Session:
             beta = self.config.beta(self.position.update, len(windows))
             set_rates(self.run.learner, self.config.rate(self.position.update, len(windows)))
             chosen = self._window(data, rows, beta)
-            numbers = update(self.run.learner, chosen, self._current(data, chosen))
+            with traced("update"):
+                numbers = update(self.run.learner, chosen, self._current(data, chosen))
             window, count = self.position.window + 1, self.position.update + 1
             self.position = replace(self.position, window=window, update=count)
             record = {"epoch": self.position.epoch + 1, "update": count, "beta": beta}

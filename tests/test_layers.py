@@ -13,8 +13,8 @@ import dagflow
 
 ROOT = Path(dagflow.__file__).parent
 ORDER = [
-    "errors", "types", "weights", "hookspecs", "plugins", "conformance", "scaffold", "recipe",
-    "config", "diffusion", "worlds", "policies", "engine", "evaluate", "truth", "report", "compare",
+    "errors", "types", "profiling", "weights", "hookspecs", "plugins", "conformance", "scaffold",
+    "recipe", "config", "diffusion", "worlds", "policies", "engine", "evaluate", "truth", "report", "compare",
     "charts", "score", "prepare", "collect", "train", "cli",
 ]  # fmt: skip
 STAGES = ["prompts", "rollout", "transitions", "metrics", "pictures"]

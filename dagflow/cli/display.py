@@ -8,6 +8,9 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+from dagflow.profiling import Profile
 
 
 class Display:
@@ -90,3 +93,14 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def profile_table(profile: Profile) -> Table:
+    """Where the time went, the longest first, and the peak of memory meanwhile."""
+    table = Table("", "seconds", "share", "calls", "peak, MB", box=None)
+    spans = profile.longest()
+    total = sum(span.seconds for span in spans.values()) or 1.0
+    for name, span in spans.items():
+        cells = (f"{span.seconds:.1f}", f"{span.seconds / total:.0%}", str(span.calls))
+        table.add_row(name, *cells, f"{span.peak_megabytes:.0f}")
+    return table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -93,6 +93,10 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.")
     ] = None,
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="Show where time and memory went, and write traces."),
+    ] = False,
 ) -> None:
     """Align a model with a reward.
 
@@ -112,7 +116,7 @@ def train(
         given = [recipe, reward, eval_reward, objective, prompts, prompt, model, output, seed]
         if any(value is not None for value in given):
             raise UserError("--resume takes the run's own configuration; only -s goes with it.")
-        _go(_resumed(resume, settings), registry, resume=True)
+        _go(_resumed(resume, settings), registry, resume=True, profile=profile)
         return
     tree = recipe_file.read_recipe(recipe or recipe_file.DEFAULT)
     if reward:
@@ -135,20 +139,23 @@ def train(
     resolved = config.resolve(tree)
     if not resolved.output:
         resolved = resolved.model_copy(update={"output": _free_directory(resolved)})
-    _go(resolved, registry, resume=False)
+    _go(resolved, registry, resume=False, profile=profile)
 
 
-def _go(resolved: config.Config, registry: Registry, resume: bool) -> None:
+def _go(resolved: config.Config, registry: Registry, resume: bool, profile: bool) -> None:
     from dagflow import train as training
-    from dagflow.cli.display import Display
+    from dagflow.cli.display import Display, profile_table
     from dagflow.prepare import Interrupted, prepare
+    from dagflow.profiling import profiled
 
     if not resume:
         training.require_free(Path(resolved.output))
     with Display(err, resolved.stop_at_gain > 0) as display, _stoppable() as stop_asked:
         run = prepare(resolved, registry, display, stop_asked)
+        watch = profiled(run.folder / "profile") if profile else nullcontext()
         try:
-            outcome = training.resume(run) if resume else training.start(run)
+            with watch as profiles:
+                outcome = training.resume(run) if resume else training.start(run)
         except Interrupted:
             display.stop()
             err.print(f"Interrupted and saved. Go on with: dagflow train --resume {run.folder}")
@@ -157,6 +164,9 @@ def _go(resolved: config.Config, registry: Registry, resume: bool) -> None:
             hint = f"What was done before is saved: dagflow train --resume {run.folder} goes on."
             raise RunError(f"{error}\n{hint}") from error
     _summarise(run, outcome)
+    if profiles:
+        out.print(f"profile   {profiles.folder}")
+        out.print(profile_table(profiles))
 
 
 def _resumed(folder: Path, settings: list[str]) -> config.Config:

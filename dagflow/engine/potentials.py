@@ -11,6 +11,7 @@ from dagflow.diffusion import path as gaussian
 from dagflow.engine.learner import Learner
 from dagflow.engine.scoring import WeightedReward, ask, total
 from dagflow.engine.window import Window
+from dagflow.profiling import span
 
 
 class CurrentPotentials:
@@ -46,7 +47,9 @@ class CurrentPotentials:
         state = gaussian.state_at(self.window.path, i)
         x0 = policy.predicted_x0(state, trajectories.latents[b, i], text[new])
         prompts = [trajectories.prompts[k] for k in b.tolist()]
-        scores = ask(self._rewards, policy.preview(x0), prompts)
+        with span("decode"):
+            images = policy.preview(x0)
+        scores = ask(self._rewards, images, prompts)
         self.window.potentials[b, i] = total(self._rewards, scores())
         self._missing[b, i] = False
 
@@ -61,4 +64,6 @@ class CurrentPotentials:
             b, i = missing.places()
             times = self.window.path.timesteps.to(policy.device)[i]
             embeds = trajectories.prompt_embeds[b]
-            self.see(missing, policy.predict_text(trajectories.latents[b, i], times, embeds))
+            with span("forward"):
+                text = policy.predict_text(trajectories.latents[b, i], times, embeds)
+            self.see(missing, text)

@@ -11,6 +11,7 @@ from torch import Tensor
 from dagflow.diffusion import path as gaussian
 from dagflow.diffusion.path import GaussianPath
 from dagflow.policies.policy import Policy
+from dagflow.profiling import span
 from dagflow.types import LogDensity, Prompt, Trajectories
 
 
@@ -40,14 +41,16 @@ def rollout(
     states = noise if given is None else given
     assert states is not None
     states = states.to(policy.device)
-    embeds = policy.encode([prompt.text for prompt in prompts])
+    with span("encode"):
+        embeds = policy.encode([prompt.text for prompt in prompts])
     latents, log_pf, guided, log_base = [states[:, 0]], [], [], []
     for i in range(path.steps):
         x = latents[-1]
         index = torch.full((len(x),), i, device=policy.device)
         step = gaussian.step_from(path, index)
         times = path.timesteps.to(policy.device)[index]
-        prediction = policy.predict(x, times, embeds)
+        with span("rollout"):
+            prediction = policy.predict(x, times, embeds)
         x0 = policy.predicted_x0(step.state, x, prediction.guided)
         mean = gaussian.policy_mean(step, x, x0)
         sampled = mean + step.variance.sqrt() * states[:, i + 1]
@@ -55,7 +58,7 @@ def rollout(
         log_pf.append(gaussian.log_normal(latents[-1], mean, step.variance, density))
         guided.append(prediction.guided)
         if log_p_base:
-            with policy.base():
+            with span("rollout"), policy.base():
                 base_x0 = policy.predicted_x0(
                     step.state, x, policy.predict(x, times, embeds).guided
                 )
@@ -64,13 +67,15 @@ def rollout(
             on_preview(i, policy.predicted_x0(step.state, x, prediction.text))
         progress(len(x))
     final = _noiseless(policy, path, latents[-1], embeds) if path.noiseless_end else latents[-1]
+    with span("decode"):
+        images = policy.decode(final)
     return Trajectories(
         prompts=tuple(prompts),
         latents=torch.stack(latents, 1),
         log_pf=torch.stack(log_pf, 1),
         noise_pred=torch.stack(guided, 1),
         prompt_embeds=embeds,
-        images=policy.decode(final),
+        images=images,
         log_p_base=torch.stack(log_base, 1) if log_p_base else None,
     )
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dagflow.errors import PluginError, raised
+from dagflow.profiling import span
 from dagflow.types import Prompt, Reward
 
 Scores = Callable[[], Tensor]  # waits for what was asked: float32 (R, B)
@@ -97,7 +98,8 @@ def ask(rewards: Sequence[WeightedReward], images: Tensor, prompts: Sequence[Pro
     none = torch.zeros(0, len(images), device=images.device)
 
     def scores() -> Tensor:
-        answers = done | {label: future.result() for label, future in pending.items()}
+        with span("waiting"):
+            answers = done | {label: future.result() for label, future in pending.items()}
         return torch.stack([answers[item.label] for item in rewards]) if rewards else none
 
     return scores
@@ -114,7 +116,8 @@ def total(rewards: Sequence[WeightedReward], raw: Tensor) -> Tensor:
 @torch.no_grad()  # here, because other threads do not inherit it
 def _ask(item: WeightedReward, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
     try:
-        values = item.reward(images, prompts)
+        with span("reward"):
+            values = item.reward(images, prompts)
     except torch.OutOfMemoryError:
         raise
     except PluginError as error:  # it says itself what happened

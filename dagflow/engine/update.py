@@ -26,6 +26,7 @@ from dagflow.engine.learner import Learner
 from dagflow.engine.potentials import CurrentPotentials
 from dagflow.engine.window import Window, as_trajectories, joined, numbers, whole_window
 from dagflow.errors import PluginError, RunError, raised
+from dagflow.profiling import span
 from dagflow.types import Transitions
 
 FLOWS = ("log_flow", "log_flow_next")
@@ -67,7 +68,8 @@ def _whole_trajectories(
         through_policy = (passed.log_pf * slope["log_pf"]).sum()
         through_flow = _through_flow(learner, part, slope)
         penalty = _penalty(learner, part, passed.guided, len(window.rows), metrics)
-        (through_policy + through_flow + penalty).backward()
+        with span("backward"):
+            (through_policy + through_flow + penalty).backward()
         _log_ratio(learner, part, passed.log_pf, metrics)
 
 
@@ -87,7 +89,8 @@ def _single_transitions(
         loss = _penalty(learner, part, passed.guided, len(window.rows), metrics)
         if leaf.grad is not None:
             loss = loss + (passed.log_pf * leaf.grad).sum()
-        loss.backward()
+        with span("backward"):
+            loss.backward()
         _log_ratio(learner, part, passed.log_pf, metrics)
 
 
@@ -99,7 +102,8 @@ def warm_up(learner: Learner, window: Window) -> dict[str, float]:
         slopes = _slopes(learner, window, [part.log_pf_old for part in parts], metrics)
         for part, slope in zip(parts, slopes, strict=True):
             if learner.objective.needs.log_flow:
-                _through_flow(learner, part, slope).backward()
+                with span("flow"):
+                    _through_flow(learner, part, slope).backward()
     else:
         whole = whole_window(learner, window)
         for part in parts:
@@ -114,7 +118,8 @@ def _policy(learner: Learner, part: Window, current: CurrentPotentials | None) -
     b, i = part.places()
     x = trajectories.latents[b, i]
     times = part.path.timesteps.to(policy.device)[i]
-    prediction = policy.predict(x, times, trajectories.prompt_embeds[b])
+    with span("forward"):
+        prediction = policy.predict(x, times, trajectories.prompt_embeds[b])
     if current:
         current.see(part, prediction.text)
     step = gaussian.step_from(part.path, i)
@@ -184,7 +189,8 @@ def _objective_backward(
         loss, extra = learner.objective(batch)
         if loss.shape != (count,):
             raise ValueError(f"the loss has shape {tuple(loss.shape)}, not ({count},)")
-        (loss.sum() / total).backward()
+        with span("flow"):
+            (loss.sum() / total).backward()
         for name, values in {"loss": loss, **extra}.items():
             metrics.add(name, values)
     except torch.OutOfMemoryError:
@@ -210,8 +216,9 @@ def _step(learner: Learner, policy_parameters: list[nn.Parameter]) -> dict[str, 
             norms[f"{name}_grad_norm"] = float(norm)
             if not norm.isfinite():
                 raise RunError(f"the gradient of the {name} is not finite; the step was not taken")
-    learner.optimizer.step()
-    learner.optimizer.zero_grad(set_to_none=True)
+    with span("optimizer"):
+        learner.optimizer.step()
+        learner.optimizer.zero_grad(set_to_none=True)
     return norms
 
 

@@ -13,6 +13,7 @@ from dagflow.diffusion import path as gaussian
 from dagflow.diffusion.path import GaussianPath
 from dagflow.engine.learner import Learner
 from dagflow.engine.levels import Levels
+from dagflow.profiling import span
 from dagflow.types import FlowObjective, PartitionObjective, Trajectories, Transitions
 
 OF_TRAJECTORIES = ("log_reward", "trajectory", "prompt")  # one number each, not one a transition
@@ -121,7 +122,8 @@ def log_flow(learner: Learner, part: Window, b: Tensor, i: Tensor) -> Tensor:
     places = (b[inner], i[inner])
     times = part.path.timesteps.to(i.device)[places[1]]
     embeds = trajectories.prompt_embeds[places[0]].float()
-    learned = objective.flow(trajectories.latents[places], times, embeds)
+    with span("flow"):
+        learned = objective.flow(trajectories.latents[places], times, embeds)
     known = part.potentials[b, i]
     if not objective.needs.potentials:
         known = known * ~inner

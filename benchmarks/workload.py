@@ -1,0 +1,150 @@
+"""What the benchmarks of speed share: an epoch of any configuration, and timing in turns."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+
+from dagflow.collect import Epoch, collect
+from dagflow.config import Config, resolve
+from dagflow.engine.levels import zero_levels
+from dagflow.engine.metrics import Clock
+from dagflow.engine.potentials import CurrentPotentials
+from dagflow.engine.replay import Buffer
+from dagflow.engine.transitions import cut
+from dagflow.engine.update import update
+from dagflow.engine.window import Window
+from dagflow.plugins import load_plugins
+from dagflow.prepare import Run, Watcher, prepare
+from dagflow.recipe import read_recipe
+
+BETA = 20.0
+PLAIN_KL = {"name": "kl", "beta": BETA, "clip": 3e-2, "returns": 0.0, "coefficient": 1.0}
+
+
+class Silent(Watcher):
+    def phase(self, name: str, total: int, epoch: int) -> None: ...
+    def advance(self, units: int) -> None: ...
+    def show(self, metrics: object) -> None: ...
+    def epoch_done(self, epoch: int, epochs: int) -> None: ...
+
+
+def configuration(samples: int, steps: int, chunk: int, **tables: Mapping[str, Any]) -> Config:
+    """The recipe `tiny`, of so many trajectories and steps, all trained on in two updates."""
+    tree = read_recipe("tiny")
+    tree["objective"] = {**PLAIN_KL, "flow_channels": tree["objective"]["flow_channels"]}
+    tree["rollout"] |= {"samples_per_epoch": samples, "num_inference_steps": steps}
+    tree["rollout"]["batch_size"] = min(32, samples)
+    tree["update"] |= {"batch_size": samples * steps // 2, "microbatch_size": chunk}
+    tree["update"] |= {"timestep_fraction": 1.0}
+    for name, table in tables.items():
+        tree[name] = {**tree.get(name, {}), **table} if name != "objective" else dict(table)
+    return resolve(tree)
+
+
+def prepared(config: Config) -> Run:
+    return prepare(config, load_plugins(), Silent())
+
+
+def collected(run: Run) -> Epoch:
+    return collect(run, 0, {}, run.policy.weights(), Buffer(1, 1), Clock())
+
+
+def windows(run: Run, data: Epoch) -> Iterator[Window]:
+    config, steps = run.config, run.path.steps
+    for rows in cut(config, 0, steps, run.learner.objective.needs.trajectories):
+        levels = zero_levels(steps)
+        yield Window(data.trajectories, data.potentials, run.path, rows, BETA, BETA, levels)
+
+
+def updated(run: Run, data: Epoch) -> None:
+    """All updates of the epoch."""
+    for window in windows(run, data):
+        states = run.potential_states
+        wanted = run.config.rollout.potential == "current" and states
+        current = CurrentPotentials(run.learner, window, data.rewards, states) if wanted else None
+        update(run.learner, window, current)
+
+
+def epoch(run: Run) -> None:
+    updated(run, collected(run))
+
+
+def in_turns(functions: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """The least seconds that each takes, in rounds in which each has its turn."""
+    least = dict.fromkeys(functions, float("inf"))
+    for _ in range(rounds):
+        for name, function in functions.items():
+            began = time.perf_counter()
+            function()
+            least[name] = min(least[name], time.perf_counter() - began)
+    return least
+
+
+@contextmanager
+def counted(run: Run) -> Iterator[Counter[str]]:
+    """Inside this context: how many states passed the UNet's branches and were decoded."""
+    seen: Counter[str] = Counter()
+    policy = run.policy
+
+    def counting(name: str, label: str, weight: int) -> None:
+        plain = getattr(policy, name)
+
+        def count(x: torch.Tensor, *rest: Any) -> Any:
+            seen[label] += weight * len(x)
+            return plain(x, *rest)
+
+        setattr(policy, name, count)
+
+    names = {"predict": ("guided", 1), "predict_text": ("text", 1)}
+    names |= {"preview": ("decoded", 1), "decode": ("decoded", 1)}
+    for name, (label, weight) in names.items():
+        counting(name, label, weight)
+    try:
+        yield seen
+    finally:
+        for name in names:
+            delattr(policy, name)
+
+
+def with_costly_decoder(folder: Path) -> Path:
+    """The embedded pipeline with a random VAE whose decoder costs about 3.5 UNet forwards."""
+    from dagflow.policies.loading import load_pipeline
+
+    pipeline = load_pipeline("tiny", torch.float32)
+    torch.manual_seed(0)
+    pipeline.vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(112, 112),
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=32,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def machine() -> str:
+    """What the figures are from."""
+    cpu = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            cpu = line.split(":")[1].strip()
+            break
+    return f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def smooth(run: Run) -> Run:
+    """With the mean of all pixels as the reward, which rounding does not move by leaps."""
+    item = replace(run.rewards[0], reward=lambda images, prompts: images.mean((1, 2, 3)))
+    return replace(run, rewards=(item,))
