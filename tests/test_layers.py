@@ -13,9 +13,10 @@ import dagflow
 
 ROOT = Path(dagflow.__file__).parent
 ORDER = [
-    "errors", "types", "profiling", "weights", "hookspecs", "plugins", "conformance", "scaffold",
-    "recipe", "config", "diffusion", "worlds", "policies", "engine", "evaluate", "truth", "report", "compare",
-    "charts", "score", "prepare", "collect", "train", "cli",
+    "errors", "types", "profiling", "counting", "weights", "hookspecs", "plugins", "conformance",
+    "scaffold", "recipe", "config", "diffusion", "worlds", "policies", "engine", "evaluate",
+    "truth", "report", "compare", "charts", "score", "prepare", "estimate", "collect", "train",
+    "cli",
 ]  # fmt: skip
 STAGES = ["prompts", "rollout", "transitions", "metrics", "pictures"]
 

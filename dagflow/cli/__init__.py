@@ -42,9 +42,19 @@ def options(
 
 def main() -> None:
     """The `dagflow` command. Exits: 0 done, 1 the run failed, 2 wrong input, 130 interrupted."""
-    from dagflow.cli import compare, listing, new_plugin, sample, score, serve, train, weights
+    from dagflow.cli import (
+        compare,
+        doctor,
+        listing,
+        new_plugin,
+        sample,
+        score,
+        serve,
+        train,
+        weights,
+    )
 
-    for command in (train, sample, score, compare, serve, listing, weights, new_plugin):
+    for command in (train, sample, score, compare, doctor, serve, listing, weights, new_plugin):
         command.register(app)
     try:
         app()

@@ -113,6 +113,12 @@ def _load(
     return loaded
 
 
+def source_folder(model: str, embedded: Mapping[str, str]) -> Path | None:
+    """The folder of a model that is on this machine; None of one that the hub has."""
+    source = Path(_source(model, embedded))
+    return source if source.is_dir() else None
+
+
 def _source(model: str, embedded: Mapping[str, str]) -> str:
     """Where the files are. A path that exists, or looks like one, is never asked of the hub."""
     if model in embedded:

@@ -9,6 +9,7 @@ trajectories, decoded by the VAE. A few minutes on one core.
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -73,6 +74,11 @@ def main() -> None:
                 drawn = (decoder.decode(latents[test]).sample / 2 + 0.5).clamp(0, 1)
             print(step, f"mean distance {float((drawn - images[test]).abs().mean()):.4f}")
     decoder.eval().save_pretrained(options.output)
+    file = options.output / "config.json"
+    settings = json.loads(file.read_text())
+    del settings["block_out_channels"]  # written by diffusers, and refused when it reads
+    file.write_text(json.dumps(settings, indent=2) + "\n")
+    (options.output / "diffusion_pytorch_model.safetensors").chmod(0o644)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,187 @@
+"""What a run will need, before it is begun: counts of work, FLOPs and bytes from shapes alone.
+
+Networks are built on PyTorch's meta device, so that a model which is not on this machine, or does
+not fit it, can be counted. Time follows from FLOPs and a rate, or from units timed on this machine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from dagflow.config import Config
+from dagflow.counting import Pass, measure_pass
+from dagflow.policies.shapes import Shapes
+from dagflow.prepare import Run
+from dagflow.types import Needs, Objective, PolicySpec
+
+FLOAT = 4  # bytes
+TRAINED = 4 * FLOAT  # bytes of a parameter: itself, its gradient, two moments of AdamW
+SECONDS_AT_LEAST = 0.2  # of a timed unit
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How often something is done for one image, state or transition, and what once costs."""
+
+    each_epoch: int
+    once: int  # in the whole run
+    flops: float  # of one; 0 where nobody knows
+
+    def count(self, epochs: int) -> int:
+        return self.each_epoch * epochs + self.once
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one run on `gpus` devices. Bytes are of each device."""
+
+    units: Mapping[str, Unit]
+    bytes: Mapping[str, int]  # that are held together at the peak
+    epochs: int
+    gpus: int
+
+    @property
+    def flops(self) -> float:
+        return sum(unit.count(self.epochs) * unit.flops for unit in self.units.values())
+
+    @property
+    def peak_bytes(self) -> int:
+        return sum(self.bytes.values())
+
+    def hours(self, rate: float) -> float:
+        """At `rate` FLOPs a second that each device achieves; what has no FLOPs is left out."""
+        return self.flops / rate / self.gpus / 3600
+
+    def hours_timed(self, seconds: Mapping[str, float]) -> float:
+        """From the seconds of each unit."""
+        total = sum(self.units[name].count(self.epochs) * seconds[name] for name in self.units)
+        return total / self.gpus / 3600
+
+
+def estimate(config: Config, shapes: Shapes, objective: Objective, gpus: int) -> Estimate:
+    """Count the work of a run. `objective` is built on the meta device."""
+    flow = getattr(objective, "flow", None)
+    guided = shapes.guided_pass()
+    flow_pass = _flow_pass(flow, shapes.spec) if flow else Pass(0.0, 0.0, 0)
+    flops = {
+        "guided forward": guided.forward_flops,
+        "guided forward and backward": guided.both_flops,
+        "text forward": guided.forward_flops / 2,
+        "decode": shapes.decode_flops(preview=False),
+        "preview decode": shapes.decode_flops(preview=True),
+        "reward": 0.0,
+        "flow forward and backward": flow_pass.both_flops,
+    }
+    counts = work(config, objective.needs)
+    units = {name: Unit(*counts[name], flops[name]) for name in counts if any(counts[name])}
+    saved = guided.saved_bytes + flow_pass.saved_bytes
+    return Estimate(units, _bytes(config, shapes, objective, saved, gpus), config.epochs, gpus)
+
+
+def work(config: Config, needs: Needs) -> dict[str, tuple[int, int]]:
+    """How often each unit is done: in each epoch, and once."""
+    rollout, steps = config.rollout, config.rollout.num_inference_steps
+    samples, every = rollout.samples_per_epoch, rollout.samples_per_epoch * steps
+    trained = every if needs.trajectories else config.transitions_per_epoch
+    states = len(rollout.potential_states(steps)) if needs.potentials else 0
+    twice = needs.trajectories and config.update.batch_size > config.update.microbatch_size
+    current = rollout.potential == "current" and states > 0
+    before = trained if current and needs.window else 0
+    beyond = samples if current and not before and trained < every else 0
+    grid, held_out = config.evaluate.grid, 2 * config.evaluate.images
+    looked = samples * states
+    cheap = bool(rollout.preview_decoder)
+    warm_up = config.update.flow_warmup * config.update.batch_size
+    flows = trained if needs.log_flow else 0
+    return {
+        "guided forward": (
+            every * (2 if needs.log_p_base else 1) + trained * twice + grid * steps,
+            held_out * steps,
+        ),
+        "guided forward and backward": (trained, 0),
+        "text forward": (before + beyond, 0),
+        "decode": (samples + grid + looked * (not cheap), held_out),
+        "preview decode": (looked * cheap, 0),
+        "reward": (samples + looked, held_out),
+        "flow forward and backward": (flows, warm_up if needs.log_flow else 0),
+    }
+
+
+def timed(run: Run) -> dict[str, float]:
+    """Seconds of each unit on this machine, for one image, state or transition."""
+    policy, objective = run.policy, run.learner.objective
+    count, shape = run.config.update.microbatch_size, policy.latent_shape
+    latents = torch.randn(count, *shape, device=policy.device)
+    times = run.path.timesteps[:1].expand(count).to(policy.device)
+    prompts = [run.prompts[k % len(run.prompts)] for k in range(count)]
+    embeds = policy.encode([prompt.text for prompt in prompts])
+    images = policy.decode(latents)
+    flow = getattr(objective, "flow", None)
+    units: dict[str, Callable[[], object]] = {
+        "guided forward": lambda: policy.predict(latents, times, embeds),
+        "text forward": lambda: policy.predict_text(latents, times, embeds),
+        "decode": lambda: policy.decode(latents),
+        "preview decode": lambda: policy.preview(latents),
+        "reward": lambda: [item.reward(images, prompts) for item in run.rewards],
+    }
+    with torch.no_grad():
+        seconds = {name: _seconds(unit) / count for name, unit in units.items()}
+
+    def train() -> None:
+        policy.predict(latents, times, embeds).guided.sum().backward()
+
+    def train_flow() -> None:
+        assert flow is not None
+        flow(latents, times, embeds.float()).sum().backward()
+
+    seconds["guided forward and backward"] = _seconds(train) / count
+    seconds["flow forward and backward"] = _seconds(train_flow) / count if flow else 0.0
+    run.learner.optimizer.zero_grad(set_to_none=True)
+    return seconds
+
+
+def _seconds(unit: Callable[[], object]) -> float:
+    """The least of several calls, after one that does not count."""
+    unit()
+    least, total = float("inf"), 0.0
+    while total < SECONDS_AT_LEAST:
+        began = time.perf_counter()
+        unit()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        least = min(least, took := time.perf_counter() - began)
+        total += took
+    return least
+
+
+def _flow_pass(flow: nn.Module, spec: PolicySpec) -> Pass:
+    height, width = spec.latent_size
+    latents = torch.empty(1, spec.latent_channels, height, width, device="meta")
+    times = torch.zeros(1, dtype=torch.int64, device="meta")
+    embeds = torch.empty(1, 77, spec.cross_attention_dim, device="meta")
+    return measure_pass(flow, lambda: flow(latents, times, embeds))
+
+
+def _bytes(
+    config: Config, shapes: Shapes, objective: Objective, saved: int, gpus: int
+) -> dict[str, int]:
+    spec, rollout = shapes.spec, config.rollout
+    values = spec.latent_channels * spec.latent_size[0] * spec.latent_size[1]
+    pixels = 3 * shapes.image_size**2
+    own = objective.parameters() if isinstance(objective, nn.Module) else []
+    learned = shapes.lora_parameters + sum(parameter.numel() for parameter in own)
+    samples = -(-rollout.samples_per_epoch // gpus)
+    states = 2 * rollout.num_inference_steps + 1
+    update = config.update.microbatch_size * saved
+    decoded = rollout.batch_size * shapes.decode_bytes
+    return {
+        "frozen weights": shapes.frozen_bytes,
+        "what is trained, with AdamW": learned * TRAINED,
+        "trajectories of an epoch": samples * (states * values + pixels) * FLOAT,
+        "one micro-batch, forward and back": max(update, decoded),
+    }
