@@ -13,7 +13,7 @@ from dagflow.engine.metrics import Clock
 from dagflow.engine.normalise import Statistics, learn, mean_and_deviation, normalised
 from dagflow.engine.prompts import draw_prompts
 from dagflow.engine.replay import Buffer, draw, renoised
-from dagflow.engine.rollout import concatenate, first, rollout
+from dagflow.engine.rollout import concatenate, first, rollout, select
 from dagflow.engine.scoring import Scores, WeightedReward, ask, total
 from dagflow.prepare import Run
 from dagflow.profiling import span, traced
@@ -128,6 +128,13 @@ def _sample(
     return [part for part, _ in done], [asked for _, asked in done]
 
 
+def _kept(run: Run, part: Trajectories) -> Trajectories:
+    """Where the epoch's trajectories wait."""
+    if not run.config.machine.offload:
+        return part
+    return select(part, range(len(part.prompts)), torch.device("cpu"))
+
+
 def _off_policy(run: Run, buffer: Buffer) -> tuple[int, int]:
     """How many of an epoch's trajectories come from the buffer, and by noising images.
 
@@ -171,7 +178,8 @@ def _sample_batch(
         given=given,
     )
     measured = ask(run.measured, part.images, prompts) if given is None else None
-    return part, Asked(states, ask(run.rewards, part.images, prompts), measured)
+    asked = Asked(states, ask(run.rewards, part.images, prompts), measured)
+    return _kept(run, part), asked
 
 
 def _answer(run: Run, scores: Scores) -> Tensor:

@@ -173,6 +173,19 @@ class LoraTable(Table):
     """Names of the layers that are adapted."""
 
 
+class MachineTable(Table):
+    """How the machine is used. It decides no numbers, but for rounding."""
+
+    compile: bool = False
+    """torch.compile the UNet, the decoders and the flow network; needs a C++ compiler."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass rather than keep them."""
+    vae_slicing: bool = False
+    """Decode one image after another."""
+    offload: bool = False
+    """Keep an epoch's trajectories in main memory, and only an update's on the device."""
+
+
 class CheckpointTable(Table):
     every: PositiveInt = 1
     """Epochs between checkpoints; the last epoch always has one."""
@@ -214,6 +227,7 @@ class Config(Table):
     update: UpdateTable = UpdateTable()
     replay: ReplayTable = ReplayTable()
     lora: LoraTable = LoraTable()
+    machine: MachineTable = MachineTable()
     checkpoint: CheckpointTable = CheckpointTable()
     evaluate: EvaluateTable = EvaluateTable()
 

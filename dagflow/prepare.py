@@ -12,6 +12,7 @@ import torch
 from dagflow.config import Config, OpenTable, RewardTable
 from dagflow.diffusion.path import GaussianPath
 from dagflow.engine.learner import Learner, make_learner
+from dagflow.engine.machine import compile_networks, prepare_policy
 from dagflow.engine.prompts import as_prompts, heldout_prompts
 from dagflow.engine.replay import Kept, given_images
 from dagflow.engine.scoring import Background, WeightedReward, place
@@ -115,6 +116,7 @@ def prepare(
     )
     path = policy.path(rollout.num_inference_steps)
     policy.add_weights(config.lora, config.seed)
+    prepare_policy(policy, config.machine)
     rewards = _build(config.rewards, make_rewards, device)
     measured = _build(config.evaluate.rewards, make_measured, device)
     _check_worlds(policy, (*rewards, *measured))
@@ -124,6 +126,8 @@ def prepare(
     _check_needs(config, objective.needs, prompts)
     config = _within_budget(config, objective.needs)
     learner = make_learner(policy, objective, config.update, config.objective.log_density)
+    if config.machine.compile:
+        compile_networks(learner)
     replay = config.replay
     return Run(
         config=config,

@@ -294,7 +294,10 @@ class _Session:
     def _window(self, data: Epoch, rows: Tensor, beta: float) -> Window:
         run, final_beta = self.run, self.config.final_beta
         levels = self.position.levels or zero_levels(run.path.steps)
-        return Window(data.trajectories, data.potentials, run.path, rows, beta, final_beta, levels)
+        window = Window(
+            data.trajectories, data.potentials, run.path, rows, beta, final_beta, levels
+        )
+        return window.on(run.policy.device) if self.config.machine.offload else window
 
     def _current(self, data: Epoch, window: Window) -> CurrentPotentials | None:
         """Potentials of the current network, to be filled in, where the run wants those."""

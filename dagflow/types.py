@@ -52,7 +52,10 @@ class Needs:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """What a rollout leaves behind, on the policy's device, float32."""
+    """What a rollout leaves behind, float32 but for `noise_pred`, which has the network's dtype.
+
+    On the policy's device, or in main memory with `machine.offload`.
+    """
 
     prompts: tuple[Prompt, ...]  # B
     latents: Tensor  # (B, T+1, C, H, W), from noise to the terminal state

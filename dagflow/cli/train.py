@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dagflow.truth import Truth
 
 INTERRUPTED = 130
-CHANGEABLE = {"epochs", "stop_at_gain", "checkpoint", "evaluate"}  # when a run resumes
+CHANGEABLE = {"epochs", "stop_at_gain", "checkpoint", "evaluate", "machine"}  # when a run resumes
 
 
 def register(app: typer.Typer) -> None:

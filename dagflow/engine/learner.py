@@ -55,5 +55,6 @@ def make_learner(
         objective.to(policy.device)
         flow = {"params": list(objective.parameters()), "lr": settings.flow_learning_rate}
         groups += [flow] if flow["params"] else []
-    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+    fused = policy.device.type == "cuda"
+    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=fused)
     return Learner(policy, objective, optimizer, settings, density)

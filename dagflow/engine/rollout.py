@@ -56,7 +56,7 @@ def rollout(
         sampled = mean + step.variance.sqrt() * states[:, i + 1]
         latents.append(sampled if given is None else states[:, i + 1])
         log_pf.append(gaussian.log_normal(latents[-1], mean, step.variance, density))
-        guided.append(prediction.guided)
+        guided.append(prediction.guided.to(policy.dtype))
         if log_p_base:
             with span("rollout"), policy.base():
                 base_x0 = policy.predicted_x0(
@@ -107,6 +107,14 @@ def concatenate(parts: Sequence[Trajectories]) -> Trajectories:
         name: torch.cat([getattr(part, name) for part in parts]) for name in _tensors(parts[0])
     }
     return Trajectories(prompts=tuple(p for part in parts for p in part.prompts), **joined)
+
+
+def select(trajectories: Trajectories, rows: Sequence[int], device: torch.device) -> Trajectories:
+    """Those with these numbers, on a device."""
+    chosen = {
+        name: getattr(trajectories, name)[list(rows)].to(device) for name in _tensors(trajectories)
+    }
+    return Trajectories(prompts=tuple(trajectories.prompts[k] for k in rows), **chosen)
 
 
 def first(trajectories: Trajectories, count: int) -> Trajectories:

@@ -171,7 +171,7 @@ def _penalty(
 ) -> Tensor:
     """The regulariser's part of the mean loss over `total` transitions."""
     b, i = part.places()
-    drift = (prediction - part.trajectories.noise_pred[b, i]).pow(2).flatten(1).mean(1)
+    drift = (prediction - part.trajectories.noise_pred[b, i].float()).pow(2).flatten(1).mean(1)
     metrics.add("regulariser", drift)
     return learner.settings.regulariser * learner.scale**2 * drift.sum() / total
 

@@ -13,6 +13,7 @@ from dagflow.diffusion import path as gaussian
 from dagflow.diffusion.path import GaussianPath
 from dagflow.engine.learner import Learner
 from dagflow.engine.levels import Levels
+from dagflow.engine.rollout import select
 from dagflow.profiling import span
 from dagflow.types import FlowObjective, PartitionObjective, Trajectories, Transitions
 
@@ -45,6 +46,16 @@ class Window:
     def parts(self, size: int) -> list[Window]:
         """In micro-batches of `size` rows."""
         return [self.part(rows) for rows in self.rows.split(size) if len(rows)]
+
+    def on(self, device: torch.device) -> Window:
+        """With the trajectories of its rows alone, on that device."""
+        chosen, place = self.rows[:, 0].unique(return_inverse=True)
+        return replace(
+            self,
+            trajectories=select(self.trajectories, chosen.tolist(), device),
+            potentials=self.potentials[chosen.to(self.potentials.device)],
+            rows=torch.stack([place, self.rows[:, 1]], 1),
+        )
 
     def places(self) -> tuple[Tensor, Tensor]:
         """Trajectory and step of each row, on the device of the trajectories."""

@@ -44,6 +44,14 @@ class DDPMPolicy(Unconditional):
         self._is_base = False
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen UNet."""
+        return self.unet.dtype  # type: ignore[no-any-return]
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"unet": self.unet}
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W), of the pictures themselves."""
         size = self.unet.config.sample_size

@@ -29,6 +29,13 @@ class Policy(Protocol):
     device: torch.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen network."""
+
+    def networks(self) -> dict[str, nn.Module]:
+        """`unet`, `vae`, `preview_decoder`, those of them that there are."""
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
 

@@ -65,6 +65,8 @@ class Shapes:
         )
         with torch.device("meta"):
             self.unet.add_adapter(lora)
+        if config.machine.gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
         trained = [p.numel() for p in self.unet.parameters() if p.requires_grad]
         self.lora_parameters = sum(trained)
 

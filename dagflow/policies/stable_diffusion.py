@@ -52,6 +52,16 @@ class StableDiffusionPolicy:
         return self.pipeline.unet
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen UNet."""
+        return self.unet.dtype  # type: ignore[no-any-return]
+
+    def networks(self) -> dict[str, nn.Module]:
+        found = {"unet": self.unet, "vae": self.pipeline.vae}
+        preview = self._preview_decoder
+        return found if preview is None else {**found, "preview_decoder": preview}
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         size = self.unet.config.sample_size

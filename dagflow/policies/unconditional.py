@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dagflow.policies.policy import Prediction
 
@@ -17,6 +17,14 @@ class Unconditional(ABC):
     """A policy that reads no prompt: there is no guidance, and all prompt_embeds are zero."""
 
     device: torch.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def networks(self) -> dict[str, nn.Module]:
+        """None that diffusers knows."""
+        return {}
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:

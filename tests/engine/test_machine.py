@@ -1,0 +1,92 @@
+"""How the machine is used changes no numbers."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from dagflow import UserError, train
+from dagflow.engine.update import update
+from dagflow.policies.shapes import Shapes
+from tests.conftest import first_window, short_config
+from tests.engine.test_update import gradients, shake
+
+
+def test_checkpointing_keeps_less_and_has_the_same_gradients(make_run) -> None:
+    found, passes = [], []
+    for checkpointing in (False, True):
+        machine = {"gradient_checkpointing": checkpointing}
+        run = make_run(machine=machine, objective={"returns": 0.0})
+        calls = []
+        block = run.policy.unet.up_blocks[-1].resnets[0]
+        block.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        window = first_window(run)
+        shake(run)
+        calls.clear()
+        found.append(gradients(run, window))
+        passes.append(len(calls))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+    assert passes[1] == 2 * passes[0]
+    settings = [short_config(machine={"gradient_checkpointing": on}) for on in (False, True)]
+    plain, checkpointed = (Shapes(config).guided_pass().saved_bytes for config in settings)
+    assert checkpointed < plain / 2
+
+
+def test_trajectories_that_wait_elsewhere_give_the_same_run(make_run, tmp_path) -> None:
+    for name, offload in (("here", False), ("elsewhere", True)):
+        settings = {"objective": {"name": "kl", "normalise": True}, "machine": {"offload": offload}}
+        train.start(make_run(output=str(tmp_path / name), **settings))
+    files = [tmp_path / name / "metrics.jsonl" for name in ("here", "elsewhere")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_window_alone_has_its_trajectories_and_the_same_gradients(make_run) -> None:
+    found = []
+    for alone in (False, True):
+        run = make_run(objective={"returns": 0.0})
+        window = first_window(run).part(torch.tensor([[3, 0], [1, 2], [1, 3]]))
+        shake(run)
+        if alone:
+            window = window.on(torch.device("cpu"))
+            assert len(window.trajectories.prompts) == 2
+            assert window.rows.tolist() == [[1, 0], [0, 2], [0, 3]]
+        found.append(gradients(run, window))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_slices_decode_to_the_same_images(make_run) -> None:
+    latents = torch.randn(3, 4, 16, 16)
+    plain, sliced = (
+        make_run(machine={"vae_slicing": slicing}).policy.decode(latents)
+        for slicing in (False, True)
+    )
+    torch.testing.assert_close(plain, sliced, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("setting", ["gradient_checkpointing", "vae_slicing"])
+def test_a_model_without_such_a_network_is_refused(make_run, setting) -> None:
+    with pytest.raises(UserError, match=f"no network for machine.{setting}"):
+        make_run(machine={setting: True}, model="world:gaussians-1d")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_networks_have_the_same_gradients_and_compile_once(make_run) -> None:
+    from torch._dynamo.utils import counters
+
+    expected, found = [], []
+    for compiled, seen in ((False, expected), (True, found)):
+        run = make_run(machine={"compile": compiled}, update={"microbatch_size": 8})
+        window = first_window(run)
+        seen.extend(gradients(run, window))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()) + 1e-9)
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs > 0
+    for _ in range(2):
+        update(run.learner, first_window(run))
+    assert counters["stats"]["unique_graphs"] == graphs
