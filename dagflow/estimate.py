@@ -94,6 +94,7 @@ def work(config: Config, needs: Needs) -> dict[str, tuple[int, int]]:
     before = trained if current and needs.window else 0
     beyond = samples if current and not before and trained < every else 0
     grid, held_out = config.evaluate.grid, 2 * config.evaluate.images
+    against_base = needs.log_p_base and not needs.on_policy
     looked = samples * states
     cheap = bool(rollout.preview_decoder)
     warm_up = config.update.flow_warmup * config.update.batch_size
@@ -101,7 +102,7 @@ def work(config: Config, needs: Needs) -> dict[str, tuple[int, int]]:
     return {
         "guided forward": (
             every * (2 if needs.log_p_base else 1) + trained * twice + grid * steps,
-            held_out * steps,
+            (held_out + config.evaluate.images * against_base) * steps,
         ),
         "guided forward and backward": (trained, 0),
         "text forward": (before + beyond, 0),

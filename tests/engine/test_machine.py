@@ -21,7 +21,7 @@ def test_checkpointing_keeps_less_and_has_the_same_gradients(make_run) -> None:
         run = make_run(machine=machine, objective={"returns": 0.0})
         calls = []
         block = run.policy.unet.up_blocks[-1].resnets[0]
-        block.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        block.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         window = first_window(run)
         shake(run)
         calls.clear()
