@@ -39,12 +39,16 @@ from dagflow.prepare import Run
 
 CHUNK = 64
 CURRENT = {"potential": "current"}
-VARIANTS = {
-    "current": CURRENT,
-    "rollout": {"potential": "rollout"},
-    "rollout, preview decoder": {"potential": "rollout", "preview_decoder": "tiny"},
-    "rollout, a quarter of the steps": {"potential": "rollout", "potential_steps": -4},
-}
+
+
+def variants(steps: int) -> dict[str, dict[str, object]]:
+    """Settings of the rollout by what is shown for them."""
+    return {
+        "current": CURRENT,
+        "rollout": {"potential": "rollout"},
+        "rollout, preview decoder": {"preview_decoder": "tiny"},
+        "rollout, a quarter of the steps": {"potential_steps": steps // 4},
+    }
 
 
 def main() -> None:
@@ -104,7 +108,8 @@ def shake(run: Run) -> None:
 
 
 def table(title: str, model: str, options: argparse.Namespace) -> Table:
-    runs = {name: variant(model, options, changes) for name, changes in VARIANTS.items()}
+    changes = variants(options.steps)
+    runs = {name: variant(model, options, rollout) for name, rollout in changes.items()}
     plain = variant(model, options, {"potential": "none"})
 
     def literal() -> None:
@@ -127,10 +132,7 @@ def table(title: str, model: str, options: argparse.Namespace) -> Table:
     return result
 
 
-def variant(model: str, options: argparse.Namespace, changes: dict[str, object]) -> Run:
-    rollout = dict(changes)
-    if rollout.get("potential_steps") == -4:
-        rollout["potential_steps"] = options.steps // 4
+def variant(model: str, options: argparse.Namespace, rollout: dict[str, object]) -> Run:
     config = configuration(options.samples, options.steps, CHUNK, rollout=rollout)
     return prepared(config.model_copy(update={"model": model}))
 

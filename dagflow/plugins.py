@@ -13,9 +13,6 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, get_type_hints
 
 import pluggy
-from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name
-from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from dagflow import __version__, hookspecs
 from dagflow.errors import PluginError, UserError, described, did_you_mean, raised
@@ -207,6 +204,9 @@ def _load_one(manager: pluggy.PluginManager, entry_point: EntryPoint) -> list[Pr
 
 def _check_requirement(entry_point: EntryPoint) -> None:
     """Before anything is imported: does the plugin ask for another version of dagflow?"""
+    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.utils import canonicalize_name
+
     for text in (entry_point.dist.requires if entry_point.dist else None) or []:
         try:
             needed = Requirement(text)
@@ -275,6 +275,8 @@ def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _check_value(item: Provided, key: str, value: Any, hint: Any) -> Any:
+    from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+
     try:
         return TypeAdapter(hint).validate_python(value)
     except PydanticSchemaGenerationError:  # an annotation that pydantic cannot check

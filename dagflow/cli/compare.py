@@ -9,7 +9,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from dagflow import RunError, UserError, config
+from dagflow import RunError, UserError
 from dagflow.cli import names
 from dagflow.cli.console import complain, err, out
 from dagflow.cli.train import INTERRUPTED, use
@@ -124,6 +124,8 @@ def compare(
 
 def _check(recipe: str, name: str, settings: list[str]) -> None:
     """Raise UserError for settings that no run could have, or that are not for all runs alike."""
+    from dagflow import config
+
     tree = read_recipe(recipe)
     use(tree, "objective", name, load_plugins().find("objective", name).options)
     config.override(tree, settings)

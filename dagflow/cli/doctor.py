@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from dagflow import config
 from dagflow import recipe as recipe_file
 from dagflow.cli import names
 from dagflow.cli.console import err, out
 from dagflow.plugins import Registry, load_plugins
 
 if TYPE_CHECKING:
+    from dagflow.config import Config
     from dagflow.estimate import Estimate
 
 PACKAGES = ("torch", "diffusers", "peft", "accelerate", "transformers", "open_clip_torch")
@@ -58,6 +58,8 @@ def doctor(
 
     An A100 achieves some 100 tera-FLOPs a second in bfloat16, a third of what it is sold for.
     """
+    from dagflow import config
+
     registry = load_plugins()
     if estimate is None:
         _show_machine(registry)
@@ -93,9 +95,7 @@ def _show_machine(registry: Registry) -> None:
     out.print(table)
 
 
-def _show_estimate(
-    resolved: config.Config, registry: Registry, gpus: int, tflops: float | None
-) -> None:
+def _show_estimate(resolved: Config, registry: Registry, gpus: int, tflops: float | None) -> None:
     import torch
 
     from dagflow.estimate import estimate, timed

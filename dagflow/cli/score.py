@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from dagflow import RunError, UserError, config
+from dagflow import RunError, UserError
 from dagflow.cli import names, rewards
 from dagflow.cli.console import err, print_whole
 from dagflow.plugins import Registry, load_plugins
@@ -99,6 +99,8 @@ def _within_memory(scored: Iterable[Scored]) -> list[Scored]:
 
 def _makers(texts: Sequence[str], settings: Sequence[str]) -> dict[str, Callable[[], Any]]:
     """What makes each reward, by its label. Raises UserError."""
+    from dagflow import config
+
     registry = load_plugins()
     tables = rewards.tables(texts, registry)
     if weighted := [label for label, table in tables.items() if "weight" in table]:

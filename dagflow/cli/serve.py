@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from dagflow import config
 from dagflow.cli import names
 from dagflow.cli.console import err
 from dagflow.plugins import load_plugins
@@ -44,6 +43,8 @@ def serve(
 
     Then, elsewhere: dagflow train --reward remote:http://127.0.0.1:8000
     """
+    from dagflow import config
+
     registry = load_plugins()
     options: dict[str, Any] = {}
     config.override(options, setting or [])

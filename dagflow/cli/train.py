@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dagflow import RunError, UserError, config
+from dagflow import RunError, UserError
 from dagflow import recipe as recipe_file
 from dagflow.cli import names, rewards
 from dagflow.cli.console import err, out
@@ -20,6 +20,7 @@ from dagflow.plugins import Registry, load_plugins
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dagflow.config import Config
     from dagflow.prepare import Run
     from dagflow.train import Outcome
     from dagflow.truth import Truth
@@ -110,6 +111,8 @@ def train(
 
     Ctrl-C finishes the current step, saves, and says how to go on; a second one stops at once.
     """
+    from dagflow import config
+
     registry = load_plugins()
     settings = setting or []
     if resume is not None:
@@ -142,7 +145,7 @@ def train(
     _go(resolved, registry, resume=False, profile=profile)
 
 
-def _go(resolved: config.Config, registry: Registry, resume: bool, profile: bool) -> None:
+def _go(resolved: Config, registry: Registry, resume: bool, profile: bool) -> None:
     from dagflow import train as training
     from dagflow.cli.display import Display, profile_table
     from dagflow.prepare import Interrupted, prepare
@@ -169,7 +172,8 @@ def _go(resolved: config.Config, registry: Registry, resume: bool, profile: bool
         out.print(profile_table(profiles))
 
 
-def _resumed(folder: Path, settings: list[str]) -> config.Config:
+def _resumed(folder: Path, settings: list[str]) -> Config:
+    from dagflow import config
     from dagflow.train import read_config
 
     before = read_config(folder)
@@ -195,13 +199,15 @@ def _resumed(folder: Path, settings: list[str]) -> config.Config:
 
 def use(tree: dict[str, Any], table: str, name: str, options: Iterable[str]) -> None:
     """Name a plugin in a table of the recipe; of what stands there, keep what it understands."""
-    known = {*type(getattr(config.Config(), table)).model_fields, *options}
+    from dagflow.config import Config
+
+    known = {*type(getattr(Config(), table)).model_fields, *options}
     old = tree.get(table, {})
     kept = {key: old[key] for key in old if key in known} if isinstance(old, dict) else {}
     tree[table] = {**kept, "name": name}
 
 
-def _free_directory(resolved: config.Config) -> str:
+def _free_directory(resolved: Config) -> str:
     label = "+".join(resolved.rewards) or "run"
     stem = f"{label}-{resolved.objective.name}"
     number = 1
