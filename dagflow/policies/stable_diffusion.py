@@ -20,6 +20,7 @@ from dagflow.policies.policy import Prediction
 from dagflow.types import PolicySpec
 
 ADAPTER = "default"
+CACHED_TEXTS = 1024
 
 
 class StableDiffusionPolicy:
@@ -45,6 +46,7 @@ class StableDiffusionPolicy:
         for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder, self._preview_decoder):
             if module is not None:
                 module.requires_grad_(False).eval()
+        self._embeds: dict[str, Tensor] = {}
         self._negative_prompt_embeds = self.encode([""])
 
     @property
@@ -115,11 +117,17 @@ class StableDiffusionPolicy:
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """prompt_embeds (B, L, E) in the network's dtype; each distinct text is encoded once."""
-        distinct = list(dict.fromkeys(texts))
-        embeds, _ = self.pipeline.encode_prompt(distinct, self.device, 1, False)
-        rows = torch.tensor([distinct.index(text) for text in texts], device=self.device)
-        return embeds[rows]  # type: ignore[no-any-return]
+        """prompt_embeds (B, L, E) in the network's dtype; a text is encoded once, and alone.
+
+        So its embedding does not depend on what is drawn beside it, nor on what was before.
+        """
+        for text in dict.fromkeys(texts):
+            if text not in self._embeds:
+                self._embeds[text] = self.pipeline.encode_prompt([text], self.device, 1, False)[0]
+        found = torch.cat([self._embeds[text] for text in texts])
+        for oldest in list(self._embeds)[:-CACHED_TEXTS]:
+            del self._embeds[oldest]
+        return found
 
     def predict(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Prediction:
         """Both branches of classifier-free guidance in one pass.

@@ -181,3 +181,24 @@ def test_a_broken_pipeline_folder_is_the_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(UserError, match="does not load as a Stable Diffusion pipeline"):
         load_pipeline(str(tmp_path), torch.float32)
+
+
+def test_a_text_is_encoded_once_and_alone(
+    policy: StableDiffusionPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    plain = policy.pipeline.encode_prompt
+
+    def encode(texts, *rest):
+        seen.append(texts)
+        return plain(texts, *rest)
+
+    monkeypatch.setattr(policy.pipeline, "encode_prompt", encode)
+    monkeypatch.setattr("dagflow.policies.stable_diffusion.CACHED_TEXTS", 2)
+    first = policy.encode(["a cat", "a dog", "a cat"])
+    again = policy.encode(["a dog", "an ant", "a bee"])
+    assert seen == [["a cat"], ["a dog"], ["an ant"], ["a bee"]]
+    assert torch.equal(first[0], first[2])
+    assert torch.equal(first[1], again[0])
+    assert torch.equal(policy.encode(["a cat"])[0], first[0])  # forgotten, and the same
+    assert len(seen) == 5
