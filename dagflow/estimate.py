@@ -96,6 +96,7 @@ def work(config: Config, needs: Needs) -> dict[str, tuple[int, int]]:
     grid, held_out = config.evaluate.grid, 2 * config.evaluate.images
     against_base = needs.log_p_base and not needs.on_policy
     looked = samples * states
+    begun = looked * (current and (config.update.flow_from_data or config.update.flow_warmup > 0))
     cheap = bool(rollout.preview_decoder)
     warm_up = config.update.flow_warmup * config.update.batch_size
     flows = trained if needs.log_flow else 0
@@ -105,10 +106,10 @@ def work(config: Config, needs: Needs) -> dict[str, tuple[int, int]]:
             (held_out + config.evaluate.images * against_base) * steps,
         ),
         "guided forward and backward": (trained, 0),
-        "text forward": (before + beyond, 0),
-        "decode": (samples + grid + looked * (not cheap), held_out),
-        "preview decode": (looked * cheap, 0),
-        "reward": (samples + looked, held_out),
+        "text forward": (before + beyond, begun),
+        "decode": (samples + grid + looked * (not cheap), held_out + begun * (not cheap)),
+        "preview decode": (looked * cheap, begun * cheap),
+        "reward": (samples + looked, held_out + begun),
         "flow forward and backward": (flows, warm_up if needs.log_flow else 0),
     }
 

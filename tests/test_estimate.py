@@ -28,6 +28,14 @@ CASES = {
         "rollout": {"potential": "current"},
         "update": {"flow_warmup": 0, "flow_from_data": False},
     },
+    "current, by the preview decoder": {
+        "objective": {"name": "db", "returns": 0.0},
+        "rollout": {"potential": "current", "preview_decoder": "tiny"},
+    },
+    "current, with statistics of the window": {
+        "objective": {"name": "kl", "returns": 0.0, "normalise": True},
+        "rollout": {"potential": "current"},
+    },
     "against the base model": {"objective": {"name": "rtb"}},
 }
 

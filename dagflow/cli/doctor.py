@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from dagflow import UserError
 from dagflow import recipe as recipe_file
 from dagflow.cli import names
 from dagflow.cli.console import err, out
@@ -61,6 +62,8 @@ def doctor(
     from dagflow import config
 
     registry = load_plugins()
+    if estimate is None and (setting or tflops or gpus > 1):
+        raise UserError("--gpus, --tflops and -s go with --estimate RECIPE.")
     if estimate is None:
         _show_machine(registry)
         return
