@@ -17,7 +17,7 @@ setup: .venv/installed ## Create .venv and install dagflow into it
 	touch $@
 
 demo: setup ## Align the embedded model with a reward, in at most ten minutes
-	$(BIN)/dagflow train tiny -s epochs=6 -s update.flow_warmup=80 -s evaluate.images=128
+	$(BIN)/dagflow train tiny -s epochs=6 -s update.flow_warmup=20 -s evaluate.images=128
 
 test: setup lint ## All tests but the slow ones, types and style
 	$(BIN)/pytest -n 2
