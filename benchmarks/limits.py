@@ -46,7 +46,10 @@ def main() -> None:
             for window in windows(run, data):
                 for part in window.parts(CHUNK):
                     b, i = part.places()
-                    latents, times = part.trajectories.latents[b, i], run.path.timesteps[i]
+                    latents, times = (
+                        part.trajectories.latents[b, i],
+                        run.path.timesteps.to(i.device)[i],
+                    )
                     embeds = part.trajectories.prompt_embeds[b]
                     run.policy.predict(latents, times, embeds).guided.sum().backward()
             run.learner.optimizer.zero_grad(set_to_none=True)

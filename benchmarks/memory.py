@@ -55,7 +55,7 @@ def measure(objective: str, epochs: int, steps: int, chunk: int) -> int:
     """Megabytes by which the peak rose."""
     torch.set_num_threads(1)
     run = prepared(configuration(SAMPLES, steps, chunk, **OBJECTIVES[objective]))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // 1024
     for _ in range(epochs):
         updated(run, collected(run))
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024

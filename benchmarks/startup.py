@@ -51,7 +51,9 @@ def main() -> None:
     table.add_row("list-plugins", f"{least([str(COMMAND), 'list-plugins'], rounds):.2f}", "0.5")
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-c", FIRST_STEP, f"{folder}/run"], capture_output=True)
+        subprocess.run(
+            [sys.executable, "-c", FIRST_STEP, f"{folder}/run"], capture_output=True, check=True
+        )
         first = time.perf_counter() - began
     table.add_row("train tiny, to its first step", f"{first:.1f}", "10")
     Console(width=100).print(table)

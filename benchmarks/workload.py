@@ -61,7 +61,7 @@ def collected(run: Run) -> Epoch:
 
 def windows(run: Run, data: Epoch) -> Iterator[Window]:
     config, steps = run.config, run.path.steps
-    for rows in cut(config, 0, steps, run.learner.objective.needs.trajectories):
+    for rows in cut(config, 0, steps, run.learner.objective.needs):
         levels = zero_levels(steps)
         yield Window(data.trajectories, data.potentials, run.path, rows, BETA, BETA, levels)
 
@@ -72,7 +72,7 @@ def updated(run: Run, data: Epoch) -> None:
         states = run.potential_states
         wanted = run.config.rollout.potential == "current" and states
         current = CurrentPotentials(run.learner, window, data.rewards, states) if wanted else None
-        update(run.learner, window, current)
+        update(run.learner, current or window)
 
 
 def epoch(run: Run) -> None:

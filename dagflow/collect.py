@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from dagflow.engine.replay import Buffer, draw, renoised
 from dagflow.engine.rollout import concatenate, first, rollout, select
 from dagflow.engine.scoring import Scores, WeightedReward, ask, total
 from dagflow.prepare import Run
-from dagflow.profiling import span, traced
+from dagflow.profiling import span
 from dagflow.types import Prompt, Trajectories
 
 
@@ -111,8 +111,7 @@ def _sample(
             batch = prompts[start : start + settings.batch_size]
             indices = range(start, start + len(batch))
             noise = trajectory_noise(Stream.ROLLOUT, config.seed, epoch, indices, steps, shape)
-            with traced("rollout"):
-                done.append(_sample_batch(run, batch, noise))
+            done.append(_sample_batch(run, batch, noise))
         if replayed + backward:
             source = generator(Stream.REPLAY, config.seed, epoch)
             drawn = draw(buffer.kept, replayed, source)
@@ -132,7 +131,8 @@ def _kept(run: Run, part: Trajectories) -> Trajectories:
     """Where the epoch's trajectories wait."""
     if not run.config.machine.offload:
         return part
-    return select(part, range(len(part.prompts)), torch.device("cpu"))
+    here = torch.device("cpu")
+    return replace(select(part, range(len(part.prompts)), here), images=part.images.to(here))
 
 
 def _off_policy(run: Run, buffer: Buffer) -> tuple[int, int]:

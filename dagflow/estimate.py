@@ -15,7 +15,7 @@ from torch import nn
 
 from dagflow.config import Config
 from dagflow.counting import Pass, measure_pass
-from dagflow.policies.shapes import Shapes
+from dagflow.policies.shapes import TOKENS, Shapes
 from dagflow.prepare import Run
 from dagflow.types import Needs, Objective, PolicySpec
 
@@ -84,19 +84,25 @@ def estimate(config: Config, shapes: Shapes, objective: Objective, gpus: int) ->
 
 
 def work(config: Config, needs: Needs) -> dict[str, tuple[int, int]]:
-    """How often each unit is done: in each epoch, and once."""
+    """How often each unit is done: in each epoch, and once.
+
+    With potentials of the current network on some of the steps these are the most that can be.
+    """
     rollout, steps = config.rollout, config.rollout.num_inference_steps
     samples, every = rollout.samples_per_epoch, rollout.samples_per_epoch * steps
     trained = every if needs.trajectories else config.transitions_per_epoch
     states = len(rollout.potential_states(steps)) if needs.potentials else 0
-    twice = needs.trajectories and config.update.batch_size > config.update.microbatch_size
+    updates = max(1, min(samples // rollout.images_per_prompt, every // config.update.batch_size))
+    twice = needs.trajectories and every / updates > config.update.microbatch_size
     current = rollout.potential == "current" and states > 0
-    before = trained if current and needs.window else 0
-    beyond = samples if current and not before and trained < every else 0
+    touched = min(states, config.steps_per_trajectory + 1) if current else states
+    beyond = samples * (current and trained < every)
+    before = (trained if needs.window else 0) * current
     grid, held_out = config.evaluate.grid, 2 * config.evaluate.images
     against_base = needs.log_p_base and not needs.on_policy
-    looked = samples * states
-    begun = looked * (current and (config.update.flow_from_data or config.update.flow_warmup > 0))
+    looked = samples * (states if needs.trajectories else touched)
+    first = config.update.flow_from_data or config.update.flow_warmup > 0
+    begun = samples * states * (current and first)
     cheap = bool(rollout.preview_decoder)
     warm_up = config.update.flow_warmup * config.update.batch_size
     flows = trained if needs.log_flow else 0
@@ -149,23 +155,21 @@ def timed(run: Run) -> dict[str, float]:
 
 def _seconds(unit: Callable[[], object]) -> float:
     """The least of several calls, after one that does not count."""
-    unit()
-    least, total = float("inf"), 0.0
-    while total < SECONDS_AT_LEAST:
+    times: list[float] = []
+    while len(times) < 3 or sum(times[1:]) < SECONDS_AT_LEAST:
         began = time.perf_counter()
         unit()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        least = min(least, took := time.perf_counter() - began)
-        total += took
-    return least
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
 
 
 def _flow_pass(flow: nn.Module, spec: PolicySpec) -> Pass:
     height, width = spec.latent_size
     latents = torch.empty(1, spec.latent_channels, height, width, device="meta")
     times = torch.zeros(1, dtype=torch.int64, device="meta")
-    embeds = torch.empty(1, 77, spec.cross_attention_dim, device="meta")
+    embeds = torch.empty(1, TOKENS, spec.cross_attention_dim, device="meta")
     return measure_pass(flow, lambda: flow(latents, times, embeds))
 
 
@@ -178,12 +182,16 @@ def _bytes(
     own = objective.parameters() if isinstance(objective, nn.Module) else []
     learned = shapes.lora_parameters + sum(parameter.numel() for parameter in own)
     samples = -(-rollout.samples_per_epoch // gpus)
-    states = 2 * rollout.num_inference_steps + 1
+    if config.machine.offload:  # a batch of the rollout, or the trajectories of an update
+        updated = -(-config.update.batch_size // config.steps_per_trajectory // gpus)
+        samples = min(samples, max(rollout.batch_size, updated))
+    steps = rollout.num_inference_steps
+    each = (steps + 1) * values * FLOAT + steps * values * shapes.dtype.itemsize + pixels * FLOAT
     update = config.update.microbatch_size * saved
-    decoded = rollout.batch_size * shapes.decode_bytes
+    decoded = (1 if config.machine.vae_slicing else rollout.batch_size) * shapes.decode_bytes
     return {
         "frozen weights": shapes.frozen_bytes,
         "what is trained, with AdamW": learned * TRAINED,
-        "trajectories of an epoch": samples * (states * values + pixels) * FLOAT,
+        "trajectories": samples * each,
         "one micro-batch, forward and back": max(update, decoded),
     }

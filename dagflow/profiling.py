@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dagflow.errors import UserError
+
 OTHER = "other"
 STATM = Path("/proc/self/statm")
 PAGE, MEGABYTE = 4096, 2**20
@@ -21,7 +23,7 @@ class Span:
 
     seconds: float = 0.0
     calls: int = 0
-    peak_megabytes: float = 0.0  # of device memory on CUDA, else of the process, at its ends
+    megabytes: float = 0.0  # the peak of device memory on CUDA, else the process's at its ends
 
 
 class Profile:
@@ -85,17 +87,17 @@ class Profile:
 
     def _boundary(self) -> None:
         """What passed since the last boundary belongs to the innermost span."""
-        megabytes = _peak()
+        megabytes = _memory()
         now = time.perf_counter()
         if not self._tracing:
             span = self.spans.setdefault(self._names[-1], Span())
             span.seconds += now - self._last
-            span.peak_megabytes = max(span.peak_megabytes, megabytes)
+            span.megabytes = max(span.megabytes, megabytes)
         self._last = now
 
 
-def _peak() -> float:
-    """Since the last call on CUDA, after all its work is done; on a CPU at this moment."""
+def _memory() -> float:
+    """On CUDA the peak since the last call, after all its work is done; else the process's now."""
     import torch
 
     if torch.cuda.is_available():
@@ -111,14 +113,21 @@ _active: Profile | None = None
 
 @contextmanager
 def profiled(folder: Path) -> Iterator[Profile]:
-    """Inside this context spans are added up; at its end they are written into the folder."""
+    """Inside this context spans are added up; at its end they are written into the folder.
+
+    Nothing is written if the user's input was wrong.
+    """
     global _active
-    _active = Profile(folder)
+    profile = _active = Profile(folder)
     try:
-        yield _active
+        yield profile
+    except UserError:
+        _active = None
+        raise
     finally:
-        profile, _active = _active, None
-        profile.write()
+        if _active is not None:
+            profile.write()
+        _active = None
 
 
 @contextmanager

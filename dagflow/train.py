@@ -35,7 +35,6 @@ from dagflow.engine.window import Window
 from dagflow.errors import NotSaved, RunError, UserError
 from dagflow.evaluate import Comparison, Sampler, compare, cycle
 from dagflow.prepare import Run
-from dagflow.profiling import traced
 from dagflow.recipe import read_recipe
 from dagflow.truth import Truth, against_truth
 from dagflow.worlds.rewards import Density, Ratio
@@ -210,16 +209,29 @@ class _Session:
         self.position = replace(self.position, levels=levels)
 
     def _with_all_potentials(self, data: Epoch) -> Epoch:
-        """The same with those of the current network, which is the one that sampled."""
-        update = self.config.update
-        if not (update.flow_from_data or update.flow_warmup):
+        """The same with those of the current network, which is the one that sampled.
+
+        For the levels and the warm-up; where there is neither any more, as it is.
+        """
+        update, position = self.config.update, self.position
+        found = position.levels or not update.flow_from_data
+        if found and position.warm_up >= update.flow_warmup:
             return data
-        rows = torch.cartesian_prod(*map(torch.arange, data.trajectories.log_pf.shape))
-        current = self._current(data, self._window(data, rows, beta=0.0))
-        if not current:
-            return data
-        current.complete(current.window)
-        return replace(data, potentials=current.window.potentials)
+        count, steps = data.trajectories.log_pf.shape
+        values = data.potentials.clone()
+        parts = torch.arange(count).split(self.config.rollout.batch_size)
+        for part in parts:
+            rows = torch.cartesian_prod(part, torch.arange(steps))
+            device = self.run.policy.device
+            current = self._current(data, self._window(data, rows, beta=0.0).on(device))
+            if not current:
+                return data
+            if part is parts[0]:
+                self.run.watcher.phase("previews", count, 1)
+            current.complete(current.window)
+            values[part] = current.window.potentials
+            self.run.advance(len(part))
+        return replace(data, potentials=values)
 
     @property
     def beta_in_nats(self) -> float:
@@ -267,8 +279,7 @@ class _Session:
             beta = self.config.beta(self.position.update, len(windows))
             set_rates(self.run.learner, self.config.rate(self.position.update, len(windows)))
             chosen = self._window(data, rows, beta)
-            with traced("update"):
-                numbers = update(self.run.learner, chosen, self._current(data, chosen))
+            numbers = update(self.run.learner, self._current(data, chosen) or chosen)
             window, count = self.position.window + 1, self.position.update + 1
             self.position = replace(self.position, window=window, update=count)
             record = {"epoch": self.position.epoch + 1, "update": count, "beta": beta}
@@ -288,8 +299,7 @@ class _Session:
         return {f"temperature.{name}": value for name, value in found.items()}
 
     def _windows(self, epoch: int) -> list[Tensor]:
-        whole = self.run.learner.objective.needs.trajectories
-        return cut(self.config, epoch, self.run.path.steps, whole)
+        return cut(self.config, epoch, self.run.path.steps, self.run.learner.objective.needs)
 
     def _window(self, data: Epoch, rows: Tensor, beta: float) -> Window:
         run, final_beta = self.run, self.config.final_beta

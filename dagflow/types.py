@@ -52,7 +52,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """What a rollout leaves behind, float32 but for `noise_pred`, which has the network's dtype.
+    """What a rollout leaves behind, float32; noise_pred and prompt_embeds in the network's dtype.
 
     On the policy's device, or in main memory with `machine.offload`.
     """

@@ -97,10 +97,10 @@ def _clock(seconds: float) -> str:
 
 def profile_table(profile: Profile) -> Table:
     """Where the time went, the longest first, and the peak of memory meanwhile."""
-    table = Table("", "seconds", "share", "calls", "peak, MB", box=None)
+    table = Table("", "seconds", "share", "calls", "memory, MB", box=None)
     spans = profile.longest()
     total = sum(span.seconds for span in spans.values()) or 1.0
     for name, span in spans.items():
         cells = (f"{span.seconds:.1f}", f"{span.seconds / total:.0%}", str(span.calls))
-        table.add_row(name, *cells, f"{span.peak_megabytes:.0f}")
+        table.add_row(name, *cells, f"{span.megabytes:.0f}")
     return table

@@ -111,6 +111,11 @@ def _show_estimate(resolved: Config, registry: Registry, gpus: int, tflops: floa
         found = estimate(resolved, shapes, maker(shapes.spec), gpus)
     seconds = None
     if tflops is None:
+        if not resolved.rewards:
+            raise UserError(
+                "to time it, a recipe needs a reward, such as -s rewards.aesthetic.weight=1; or "
+                "give --tflops."
+            )
         from dagflow.cli.display import Display
         from dagflow.prepare import prepare
 

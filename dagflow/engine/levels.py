@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from dagflow.diffusion import path as gaussian
 from dagflow.diffusion.path import GaussianPath
 from dagflow.engine.learner import Learner
-from dagflow.types import Trajectories
+from dagflow.types import FlowObjective, PartitionObjective, Trajectories
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Levels:
 
     Any function of the time may be added to log F_phi, which has then less to learn: balance over
     the rest of a trajectory asks for log F(x_i) = beta * reward - sum_{j >= i} (log p - log q), and
-    its mean can be had at once. At the last state log F is beta * reward, and nothing is added.
+    its mean can be had at once. What F_phi says before it has learned anything is taken off. At the
+    last state log F is beta * reward, and nothing is added.
     """
 
     fixed: tuple[float, ...]  # T
@@ -55,10 +57,32 @@ def first_levels(
             else gaussian.log_pb(step, states[:, i], states[:, i + 1], density)
         )
         gaps.append((sampled.log_pf[:, i] - backward).mean())
-    fixed = [-float(rest) for rest in torch.stack(gaps).flip(0).cumsum(0).flip(0)]
+    due = [-float(rest) for rest in torch.stack(gaps).flip(0).cumsum(0).flip(0)]
+    flows, log_z = _untrained(learner, path, sampled)
+    fixed = [value - flow for value, flow in zip(due, flows, strict=True)]
     rewards = potentials.mean(0)
     earned = [float(value) for value in rewards[-1] - rewards[:-1]]
     first, one = states[:, 0], torch.ones((), device=states.device)
     log_p0 = gaussian.log_normal(first, torch.zeros_like(first), one, density).mean()
     before = 0.0 if against_base else float(log_p0)
-    return Levels(tuple(fixed), tuple(earned), (fixed[0] - before, float(rewards[-1])))
+    return Levels(tuple(fixed), tuple(earned), (due[0] - before - log_z, float(rewards[-1])))
+
+
+@torch.no_grad()
+def _untrained(
+    learner: Learner, path: GaussianPath, sampled: Trajectories
+) -> tuple[list[float], float]:
+    """Means of what the objective's modules say of each step's first state, and of log Z."""
+    objective, device = learner.objective, learner.policy.device
+    flows, log_z, count = [0.0] * path.steps, 0.0, len(sampled.latents)
+    for rows in torch.arange(count).split(learner.settings.microbatch_size):
+        embeds = sampled.prompt_embeds[rows].to(device).float()
+        if objective.needs.log_z:
+            log_z += float(cast(PartitionObjective, objective).log_z(embeds).sum())
+        if objective.needs.log_flow:
+            for i in range(path.steps):
+                times = path.timesteps[i].to(device).expand(len(rows))
+                flow = cast(FlowObjective, objective).flow
+                flows[i] += float(flow(sampled.latents[rows, i].to(device), times, embeds).sum())
+    mean = learner.scale / count
+    return [mean * flow for flow in flows], mean * log_z

@@ -17,8 +17,8 @@ def prepare_policy(policy: Policy, settings: MachineTable) -> None:
     Raises UserError where a model has nothing of the kind.
     """
     if policy.device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32 where float32 is used
-        torch.backends.cudnn.allow_tf32 = True
+        if policy.dtype != torch.float32:
+            torch.set_float32_matmul_precision("high")  # TF32 for the flow network and rewards
         for network in policy.networks().values():
             network.to(memory_format=torch.channels_last)
     if settings.gradient_checkpointing:

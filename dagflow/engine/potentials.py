@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dagflow.diffusion import path as gaussian
 from dagflow.engine.learner import Learner
-from dagflow.engine.scoring import WeightedReward, ask, total
+from dagflow.engine.scoring import Scores, WeightedReward, ask, total
 from dagflow.engine.window import Window
 from dagflow.profiling import span
 
@@ -34,6 +34,7 @@ class CurrentPotentials:
         self.window = window.with_potentials(window.potentials.clone())
         self._missing = torch.zeros_like(window.potentials, dtype=torch.bool)
         self._missing[:, list(states)] = True
+        self._asked: list[tuple[Tensor, Tensor, Scores]] = []
 
     @torch.no_grad()
     def see(self, part: Window, text: Tensor) -> None:
@@ -49,13 +50,18 @@ class CurrentPotentials:
         prompts = [trajectories.prompts[k] for k in b.tolist()]
         with span("decode"):
             images = policy.preview(x0)
-        scores = ask(self._rewards, images, prompts)
-        self.window.potentials[b, i] = total(self._rewards, scores())
+        self._asked.append((b, i, ask(self._rewards, images, prompts)))
         self._missing[b, i] = False
+
+    def settle(self) -> None:
+        """Wait for all scores that were asked."""
+        for b, i, scores in self._asked:
+            self.window.potentials[b, i] = total(self._rewards, scores())
+        self._asked.clear()
 
     @torch.no_grad()
     def complete(self, part: Window) -> None:
-        """Pass through the states at either end of these rows that nothing has passed yet."""
+        """Pass the states at either end of these rows that nothing has passed yet, and settle."""
         rows = torch.cat([part.rows, part.rows + torch.tensor([0, 1])]).unique(dim=0)
         b, i = part.part(rows).places()
         rows = rows[self._missing[b, i].cpu()]
@@ -67,3 +73,4 @@ class CurrentPotentials:
             with span("forward"):
                 text = policy.predict_text(trajectories.latents[b, i], times, embeds)
             self.see(missing, text)
+        self.settle()

@@ -11,7 +11,7 @@ from torch import Tensor
 from dagflow.diffusion import path as gaussian
 from dagflow.diffusion.path import GaussianPath
 from dagflow.policies.policy import Policy
-from dagflow.profiling import span
+from dagflow.profiling import span, traced
 from dagflow.types import LogDensity, Prompt, Trajectories
 
 
@@ -49,7 +49,7 @@ def rollout(
         index = torch.full((len(x),), i, device=policy.device)
         step = gaussian.step_from(path, index)
         times = path.timesteps.to(policy.device)[index]
-        with span("rollout"):
+        with traced("rollout"), span("rollout"):
             prediction = policy.predict(x, times, embeds)
         x0 = policy.predicted_x0(step.state, x, prediction.guided)
         mean = gaussian.policy_mean(step, x, x0)
@@ -110,10 +110,9 @@ def concatenate(parts: Sequence[Trajectories]) -> Trajectories:
 
 
 def select(trajectories: Trajectories, rows: Sequence[int], device: torch.device) -> Trajectories:
-    """Those with these numbers, on a device."""
-    chosen = {
-        name: getattr(trajectories, name)[list(rows)].to(device) for name in _tensors(trajectories)
-    }
+    """Those with these numbers, on a device but for their images, which nobody passes again."""
+    chosen = {name: getattr(trajectories, name)[list(rows)] for name in _tensors(trajectories)}
+    chosen = {k: values if k == "images" else values.to(device) for k, values in chosen.items()}
     return Trajectories(prompts=tuple(trajectories.prompts[k] for k in rows), **chosen)
 
 

@@ -7,27 +7,35 @@ from torch import Tensor
 
 from dagflow.config import Config
 from dagflow.diffusion.noise import Stream, generator
+from dagflow.types import Needs
 
 
-def cut(config: Config, epoch: int, steps: int, whole: bool) -> list[Tensor]:
+def cut(config: Config, epoch: int, steps: int, needs: Needs) -> list[Tensor]:
     """One window of transitions for each optimizer step, (M, 2) int64: trajectory, step.
 
     Trajectories are shuffled, and those drawn together for one prompt stay together. Each gives a
-    stretch of timestep_fraction of its T = `steps` steps, or all if `whole`. The stretch begins
-    anywhere and goes on from the first step after the last, so that every step counts alike; and
-    most states of a window end one of its transitions and begin the next. Windows are even, at most
-    `updates_per_epoch` of them; with `whole` none divides a group.
+    stretch of timestep_fraction of its T = `steps` steps; the stretch begins anywhere and goes on
+    from the first step after the last, so that every step counts alike. Most states of a window
+    then end one of its transitions and begin the next. Where states are not evaluated by themselves
+    (no log F) transitions are shuffled instead, and every window sees most trajectories. Windows
+    are even, and at most `updates_per_epoch`.
+
+    With `needs.trajectories` all steps count, and no window divides a trajectory or a group: there
+    are as many as batches in all transitions, or as groups if those are fewer.
     """
     source = generator(Stream.TRANSITIONS, config.seed, epoch)
     together = config.rollout.images_per_prompt
     groups = torch.randperm(config.rollout.samples_per_epoch // together, generator=source)
     trajectories = (groups[:, None] * together + torch.arange(together)).flatten()
-    count = steps if whole else min(config.steps_per_trajectory, steps)
+    count = steps if needs.trajectories else min(config.steps_per_trajectory, steps)
     begins = torch.randint(steps, (len(trajectories), 1), generator=source)
     stretches = ((begins + torch.arange(count)) % steps).sort(1).values
     rows = torch.stack([trajectories[:, None].expand_as(stretches), stretches], 2)
-    if not whole:
-        return list(rows.flatten(0, 1).tensor_split(config.updates_per_epoch))
+    if not needs.trajectories:
+        flat = rows.flatten(0, 1)
+        if not needs.log_flow:
+            flat = flat[torch.randperm(len(flat), generator=source)]
+        return list(flat.tensor_split(min(config.updates_per_epoch, len(flat))))
     updates = max(1, min(len(groups), len(trajectories) * steps // config.update.batch_size))
     parts = rows.unflatten(0, (len(groups), together)).tensor_split(updates)
     return [part.flatten(0, 2) for part in parts]

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from dagflow.diffusion import path as gaussian
 from dagflow.engine.learner import Learner
 from dagflow.engine.potentials import CurrentPotentials
-from dagflow.engine.window import Window, as_trajectories, joined, numbers, whole_window
+from dagflow.engine.window import Window, as_trajectories, flows, joined, numbers, whole_window
 from dagflow.errors import PluginError, RunError, raised
-from dagflow.profiling import span
+from dagflow.profiling import span, traced
 from dagflow.types import Transitions
 
 FLOWS = ("log_flow", "log_flow_next")
@@ -39,15 +39,15 @@ class Passed(NamedTuple):
     guided: Tensor  # (M, C, H, W)
 
 
-def update(
-    learner: Learner, window: Window, current: CurrentPotentials | None = None
-) -> dict[str, float]:
-    """One step of policy and objective on all transitions of the window; returns its metrics.
+def update(learner: Learner, given: Window | CurrentPotentials) -> dict[str, float]:
+    """One step of policy and objective on all transitions of a window; returns its metrics.
 
-    With `current` its window, of which the potentials are filled in, takes the place of this one.
-    Raises RunError, before the step, if a loss or gradient is not finite.
+    Of a window whose potentials are the current network's, those are filled in. Raises RunError,
+    before the step, if a loss or gradient is not finite.
     """
-    window, metrics = current.window if current else window, Averages()
+    current = given if isinstance(given, CurrentPotentials) else None
+    window = given.window if isinstance(given, CurrentPotentials) else given
+    metrics = Averages()
     if learner.objective.needs.trajectories:
         _whole_trajectories(learner, window, current, metrics)
     else:
@@ -62,14 +62,17 @@ def _whole_trajectories(
     together = _policy(learner, window, current) if len(parts) == 1 else None
     with torch.no_grad():
         log_pf = [(together or _policy(learner, part, current)).log_pf for part in parts]
+    if current:
+        current.settle()
     slopes = _slopes(learner, window, log_pf, metrics)
     for part, slope in zip(parts, slopes, strict=True):
-        passed = together or _policy(learner, part, None)
-        through_policy = (passed.log_pf * slope["log_pf"]).sum()
-        through_flow = _through_flow(learner, part, slope)
-        penalty = _penalty(learner, part, passed.guided, len(window.rows), metrics)
-        with span("backward"):
-            (through_policy + through_flow + penalty).backward()
+        with traced("update"):
+            passed = together or _policy(learner, part, None)
+            through_policy = (passed.log_pf * slope["log_pf"]).sum()
+            through_flow = _through_flow(learner, part, slope)
+            penalty = _penalty(learner, part, passed.guided, len(window.rows), metrics)
+            with span("backward"):
+                (through_policy + through_flow + penalty).backward()
         _log_ratio(learner, part, passed.log_pf, metrics)
 
 
@@ -80,17 +83,18 @@ def _single_transitions(
         current.complete(window)
     whole = whole_window(learner, window)
     for part in reversed(window.parts(learner.settings.microbatch_size)):
-        passed = _policy(learner, part, current)
-        if current:
-            current.complete(part)
-        leaf = passed.log_pf.detach().requires_grad_()
-        batch = numbers(learner, part, leaf, whole)
-        _objective_backward(learner, batch, len(window.rows), metrics)
-        loss = _penalty(learner, part, passed.guided, len(window.rows), metrics)
-        if leaf.grad is not None:
-            loss = loss + (passed.log_pf * leaf.grad).sum()
-        with span("backward"):
-            loss.backward()
+        with traced("update"):
+            passed = _policy(learner, part, current)
+            if current:
+                current.complete(part)
+            leaf = passed.log_pf.detach().requires_grad_()
+            batch = numbers(learner, part, leaf, whole)
+            _objective_backward(learner, batch, len(window.rows), metrics)
+            loss = _penalty(learner, part, passed.guided, len(window.rows), metrics)
+            if leaf.grad is not None:
+                loss = loss + (passed.log_pf * leaf.grad).sum()
+            with span("backward"):
+                loss.backward()
         _log_ratio(learner, part, passed.log_pf, metrics)
 
 
@@ -160,9 +164,8 @@ def _through_flow(learner: Learner, part: Window, slope: Mapping[str, Tensor]) -
     result = torch.zeros((), device=learner.policy.device)
     if not learner.objective.needs.log_flow:
         return result
-    batch = numbers(learner, part, part.log_pf_old, None)
-    for name in FLOWS:
-        result = result + (getattr(batch, name) * slope[name]).sum()
+    for name, values in zip(FLOWS, flows(learner, part), strict=True):
+        result = result + (values * slope[name]).sum()
     return result
 
 

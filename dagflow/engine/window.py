@@ -48,7 +48,7 @@ class Window:
         return [self.part(rows) for rows in self.rows.split(size) if len(rows)]
 
     def on(self, device: torch.device) -> Window:
-        """With the trajectories of its rows alone, on that device."""
+        """With the trajectories of its rows alone, on that device but for their images."""
         chosen, place = self.rows[:, 0].unique(return_inverse=True)
         return replace(
             self,

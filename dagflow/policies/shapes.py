@@ -15,7 +15,7 @@ from dagflow.errors import UserError
 from dagflow.policies.loading import EMBEDDED, EMBEDDED_PREVIEWS, source_folder
 from dagflow.types import PolicySpec
 
-TOKENS = 77
+TOKENS = 77  # of a prompt in Stable Diffusion; no model here has more
 SD15 = {  # of stable-diffusion-v1-5, and of all that is fine-tuned from it
     "unet": {"sample_size": 64, "cross_attention_dim": 768},
     "vae": {
@@ -63,8 +63,11 @@ class Shapes:
             target_modules=list(config.lora.targets),
             init_lora_weights=False,
         )
-        with torch.device("meta"):
-            self.unet.add_adapter(lora)
+        try:
+            with torch.device("meta"):
+                self.unet.add_adapter(lora)
+        except ValueError as error:
+            raise UserError(f"lora.targets = {list(config.lora.targets)}: {error}") from error
         if config.machine.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         trained = [p.numel() for p in self.unet.parameters() if p.requires_grad]
@@ -117,6 +120,8 @@ def _bytes(network: nn.Module) -> int:
 
 def _tables(model: str) -> dict[str, Any]:
     """The configurations of a pipeline's networks."""
+    if model.startswith(("world:", "ddpm:")):
+        raise UserError(f"only models of Stable Diffusion's v1 kind can be counted, not '{model}'.")
     folder = source_folder(model, EMBEDDED)
     if folder is not None:
         return {name: _json(folder / name / "config.json") for name in SD15}

@@ -206,7 +206,10 @@ class StableDiffusionPolicy:
         from peft.utils import get_peft_model_state_dict
 
         state = get_peft_model_state_dict(self.unet, adapter_name=ADAPTER)
-        return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        plain = torch.contiguous_format  # whatever the order of the network's
+        return {
+            name: tensor.detach().cpu().clone(memory_format=plain) for name, tensor in state.items()
+        }
 
     def set_weights(self, state: dict[str, Tensor]) -> None:
         """Put back what `weights` returned."""

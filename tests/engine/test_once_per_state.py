@@ -47,7 +47,7 @@ def test_single_transitions_pass_each_state_once(make_run, monkeypatch, size) ->
     run = make_run(objective=DB, update={"microbatch_size": size}, **SETTINGS)
     window = first_window(run)  # 4 trajectories of 4 steps
     seen = counted(run, monkeypatch)
-    update(run.learner, window, current_of(run, window))
+    update(run.learner, current_of(run, window))
     cut = {3: 4, 4: 0, 16: 0}[size]  # chunks that end within a trajectory
     assert dict(seen) == {"predict": 16, "preview": 16, "forward": 16 + cut}
 
@@ -56,7 +56,7 @@ def test_a_stretch_passes_only_the_state_after_it_as_well(make_run, monkeypatch)
     run = make_run(objective=DB, **SETTINGS)
     window = first_window(run).part(torch.tensor([[1, 0], [1, 1], [2, 2], [2, 3]]))
     seen = counted(run, monkeypatch)
-    update(run.learner, window, current_of(run, window))
+    update(run.learner, current_of(run, window))
     assert dict(seen) == {"predict": 4, "predict_text": 1, "preview": 5, "forward": 5}
 
 
@@ -65,7 +65,7 @@ def test_states_without_a_potential_are_not_decoded(make_run, monkeypatch) -> No
     window = first_window(run)
     seen = counted(run, monkeypatch)
     current = current_of(run, window, states=(1, 3))
-    update(run.learner, window, current)
+    update(run.learner, current)
     assert seen["preview"] == 8
     assert not current.window.potentials[:, [0, 2]].any()
 
@@ -75,7 +75,7 @@ def test_whole_trajectories_look_in_their_first_pass(make_run, monkeypatch) -> N
     run = make_run(objective=objective, **SETTINGS)
     window = first_window(run)
     seen = counted(run, monkeypatch)
-    update(run.learner, window, current_of(run, window))
+    update(run.learner, current_of(run, window))
     assert (seen["predict"], seen["predict_text"], seen["preview"]) == (32, 0, 16)
 
 
@@ -113,7 +113,7 @@ def test_gradients_are_those_of_potentials_computed_beforehand(make_run, name) -
     )
     settings = learner.settings.model_copy(update={"max_grad_norm": 1e12})
     again = replace(run.learner, settings=settings)
-    update(again, window, current_of(run, window))
+    update(again, current_of(run, window))
     for a, b in zip(found, expected, strict=True):
         # a pixel on the edge of two grey levels may round either way: a few bytes of the file
         torch.testing.assert_close(a, b, rtol=0.02, atol=0.02 * float(b.abs().max()) + 1e-9)

@@ -18,6 +18,7 @@ from dagflow.engine.checkpoint import checkpoints
 from dagflow.engine.prompts import as_prompts, draw_prompts
 from dagflow.engine.scoring import Background, WeightedReward, place
 from dagflow.engine.transitions import cut
+from dagflow.types import Needs
 from tests.conftest import first_window, score, short_config
 
 PROMPTS = tuple(Prompt(f"prompt {k}") for k in range(7))
@@ -56,7 +57,7 @@ def test_windows_hold_each_chosen_transition_once(fraction: float, batch: int, e
         rollout={"samples_per_epoch": 8, "num_inference_steps": steps},
         update={"batch_size": min(batch, count), "timestep_fraction": fraction},
     )
-    windows = cut(settings, epoch, steps, whole=False)
+    windows = cut(settings, epoch, steps, Needs(log_flow=True))
     rows = [tuple(row) for window in windows for row in window.tolist()]
     assert len(rows) == len(set(rows)) == count
     assert set(Counter(b for b, _ in rows).values()) == {count // 8}
@@ -67,12 +68,24 @@ def test_windows_hold_each_chosen_transition_once(fraction: float, batch: int, e
         assert sum((i + 1) % steps not in chosen for i in chosen) <= 1
 
 
+def test_without_a_flow_every_window_sees_most_trajectories() -> None:
+    settings = short_config(
+        rollout={"samples_per_epoch": 16, "num_inference_steps": 10}, update={"batch_size": 40}
+    )
+    windows = cut(settings, 0, 10, Needs(rewards=True))
+    assert len(windows) == 4
+    assert sorted(torch.cat(windows).tolist()) == [[b, i] for b in range(16) for i in range(10)]
+    assert min(len(window[:, 0].unique()) for window in windows) > 10
+
+
 def test_every_step_is_chosen_as_often_as_any_other() -> None:
     settings = short_config(
         rollout={"samples_per_epoch": 1000, "num_inference_steps": 10},
         update={"batch_size": 1, "timestep_fraction": 0.3},
     )
-    seen = Counter(i for window in cut(settings, 0, 10, whole=False) for _, i in window.tolist())
+    seen = Counter(
+        i for window in cut(settings, 0, 10, Needs(log_flow=True)) for _, i in window.tolist()
+    )
     assert len(seen) == 10
     assert max(abs(count - 300) for count in seen.values()) < 75  # five deviations
 

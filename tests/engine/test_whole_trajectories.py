@@ -10,6 +10,7 @@ import torch
 from dagflow.engine.transitions import cut
 from dagflow.engine.update import _policy, update, warm_up
 from dagflow.engine.window import as_trajectories, numbers
+from dagflow.types import Needs
 from tests.conftest import first_window, short_config
 from tests.engine.test_update import gradients, shake
 
@@ -75,13 +76,16 @@ def test_the_warm_up_moves_log_z_and_flow_alone(make_run) -> None:
 def test_whole_windows_hold_every_step_and_keep_groups_together() -> None:
     rollout = {"samples_per_epoch": 12, "images_per_prompt": 3}
     config = short_config(rollout=rollout, update={"batch_size": 12})
-    windows = cut(config, 0, steps=4, whole=True)
+    windows = cut(config, 0, steps=4, needs=Needs(trajectories=True))
     assert len(windows) == 4
     assert sorted(torch.cat(windows).tolist()) == [[b, i] for b in range(12) for i in range(4)]
     for rows in windows:
         assert rows[:, 1].tolist() == [0, 1, 2, 3] * 3
         assert rows[::4, 0].tolist() == [int(rows[0, 0]) + k for k in range(3)]
-    others = [torch.cat(cut(config, epoch, steps=4, whole=True)) for epoch in range(1, 4)]
+    others = [
+        torch.cat(cut(config, epoch, steps=4, needs=Needs(trajectories=True)))
+        for epoch in range(1, 4)
+    ]
     assert any(not torch.equal(torch.cat(windows), other) for other in others)
 
 
