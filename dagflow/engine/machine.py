@@ -10,6 +10,8 @@ from dagflow.engine.learner import Learner
 from dagflow.errors import UserError
 from dagflow.policies.policy import Policy
 
+BACKEND = "inductor"  # of torch.compile
+
 
 def prepare_policy(policy: Policy, settings: MachineTable) -> None:
     """Apply the settings to the networks, and on CUDA what always helps there.
@@ -30,10 +32,10 @@ def prepare_policy(policy: Policy, settings: MachineTable) -> None:
 def compile_networks(learner: Learner) -> None:
     """Have torch.compile make the networks faster; each is compiled when first called."""
     for network in learner.policy.networks().values():
-        getattr(network, "decoder", network).compile()
+        getattr(network, "decoder", network).compile(backend=BACKEND)
     flow = getattr(learner.objective, "flow", None)
     if isinstance(flow, nn.Module):
-        flow.compile()
+        flow.compile(backend=BACKEND)
 
 
 def _call(network: nn.Module | None, name: str) -> None:
