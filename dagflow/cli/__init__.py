@@ -16,7 +16,7 @@ app = typer.Typer(
     help="""Align text-to-image diffusion models with GFlowNets: sample images in proportion to
 their reward.
 
-Try: [bold]dagflow train[/bold] (twenty minutes on a laptop, no downloads), then
+Try: [bold]dagflow train[/bold] (ten minutes on a laptop, no downloads), then
 [bold]dagflow sample RUN --prompt "a cat"[/bold].""",
     no_args_is_help=True,
     rich_markup_mode="rich",
