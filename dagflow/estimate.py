@@ -38,7 +38,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one run on `gpus` devices. Bytes are of each device."""
+    """Of one run on `gpus` devices. Bytes are of each device, without what layers need to work."""
 
     units: Mapping[str, Unit]
     bytes: Mapping[str, int]  # that are held together at the peak

@@ -144,5 +144,5 @@ def _print_memory(found: Estimate) -> None:
     table = Table("memory of a device, without rewards", "MB", box=None)
     for name, size in found.bytes.items():
         table.add_row(name, f"{size / 2**20:,.0f}")
-    table.add_row("[bold]peak[/bold]", f"[bold]{found.peak_bytes / 2**20:,.0f}[/bold]")
+    table.add_row("[bold]peak, at least[/bold]", f"[bold]{found.peak_bytes / 2**20:,.0f}[/bold]")
     out.print(table)
