@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
-from workload import collected, configuration, in_turns, machine, prepared, updated, windows
+from workload import collected, configuration, in_turns, machine, prepared, size, updated, windows
 
 from dagflow.diffusion.noise import Stream, trajectory_noise
 from dagflow.engine.rollout import rollout
@@ -28,11 +28,7 @@ CHUNK = 64
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
+    options = size()
     console = Console(width=120)
     console.print(machine())
     table = Table("", "seconds", "bare passes", "ratio")

@@ -9,7 +9,6 @@ price of SD v1.5's.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -18,17 +17,13 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
-from workload import configuration, epoch, in_turns, machine, prepared, with_costly_decoder
+from workload import configuration, epoch, in_turns, machine, prepared, size, with_costly_decoder
 
 CHUNK = 64
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
+    options = size()
     console = Console(width=120)
     console.print(machine())
     kinds = {
@@ -40,11 +35,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         costly = str(with_costly_decoder(Path(folder)))
         for title, model in (("tiny", "tiny"), ("a decoder as costly as SD v1.5's", costly)):
-            size = (options.samples, options.steps, CHUNK)
+            shape = (options.samples, options.steps, CHUNK)
             configs = {
-                name: configuration(*size, rollout=rollout) for name, rollout in kinds.items()
+                name: configuration(*shape, rollout=rollout) for name, rollout in kinds.items()
             }
-            configs["ddpo"] = configuration(*size, objective={"name": "ddpo"})
+            configs["ddpo"] = configuration(*shape, objective={"name": "ddpo"})
             runs = {
                 name: prepared(config.model_copy(update={"model": model}))
                 for name, config in configs.items()

@@ -29,6 +29,7 @@ from workload import (
     in_turns,
     machine,
     prepared,
+    size,
     smooth,
     updated,
     windows,
@@ -52,11 +53,7 @@ def variants(steps: int) -> dict[str, dict[str, object]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
+    options = size()
     console = Console(width=120)
     console.print(machine())
     for name in ("db", "kl"):

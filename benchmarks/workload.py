@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import platform
 import time
 from collections import Counter
@@ -96,19 +97,19 @@ def counted(run: Run) -> Iterator[Counter[str]]:
     seen: Counter[str] = Counter()
     policy = run.policy
 
-    def counting(name: str, label: str, weight: int) -> None:
+    def counting(name: str, label: str) -> None:
         plain = getattr(policy, name)
 
         def count(x: torch.Tensor, *rest: Any) -> Any:
-            seen[label] += weight * len(x)
+            seen[label] += len(x)
             return plain(x, *rest)
 
         setattr(policy, name, count)
 
-    names = {"predict": ("guided", 1), "predict_text": ("text", 1)}
-    names |= {"preview": ("decoded", 1), "decode": ("decoded", 1)}
-    for name, (label, weight) in names.items():
-        counting(name, label, weight)
+    names = {"predict": "guided", "predict_text": "text"}
+    names |= {"preview": "decoded", "decode": "decoded"}
+    for name, label in names.items():
+        counting(name, label)
     try:
         yield seen
     finally:
@@ -132,6 +133,15 @@ def with_costly_decoder(folder: Path) -> Path:
     )
     pipeline.save_pretrained(folder)
     return folder
+
+
+def size() -> argparse.Namespace:
+    """The size of what is timed, from the command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    return parser.parse_args()
 
 
 def machine() -> str:
