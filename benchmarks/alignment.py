@@ -30,9 +30,9 @@ from animal_classifier import load_classifier, predict
 from dagflow.config import Config
 from dagflow.engine.checkpoint import checkpoints
 from dagflow.evaluate import Sampler, cycle
+from dagflow.folder import read_config
 from dagflow.policies.loading import default_device, load_policy
 from dagflow.prompt_sources import animals
-from dagflow.train import read_config
 from dagflow.types import Prompt
 from dagflow_rewards import jpeg_incompressibility
 

@@ -1,4 +1,7 @@
-"""An epoch's data: draw prompts, sample trajectories, score them."""
+"""An epoch's data: draw prompts, sample trajectories, score them.
+
+Each process samples its own; what rewards say of images is then known to all.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from dagflow.engine.prompts import draw_prompts
 from dagflow.engine.replay import Buffer, draw, renoised
 from dagflow.engine.rollout import concatenate, first, rollout, select
 from dagflow.engine.scoring import Scores, WeightedReward, ask, total
+from dagflow.engine.transitions import cut, shares
 from dagflow.prepare import Run
 from dagflow.profiling import span
 from dagflow.types import Prompt, Trajectories
@@ -22,25 +26,38 @@ from dagflow.types import Prompt, Trajectories
 
 @dataclass(frozen=True)
 class Epoch:
-    """The trajectories of an epoch, S sampled by the policy first, and what R rewards say."""
+    """This process's trajectories of an epoch, those that the policy sampled first.
 
-    trajectories: Trajectories
+    S are sampled by the policy in all processes, and R rewards asked about them.
+    """
+
+    trajectories: Trajectories  # B
+    prompts: tuple[Prompt, ...]  # S, of all processes
     rewards: tuple[WeightedReward, ...]  # R, with the weights of this epoch
     statistics: dict[str, Statistics]  # after this epoch
-    raw: Tensor  # (R, S), without weights, of the images that the policy sampled
+    raw: Tensor  # (R, S), without weights, of the images that the policy sampled anywhere
     potentials: Tensor  # (B, T+1), the total at every state; the last column is the image's
     measured: Tensor  # (M, S), of the rewards that are never trained on
-    reward_calls: int  # images that the rewards were asked about
+    reward_calls: int  # images that the rewards were asked about, in all processes
 
     @property
     def final(self) -> Tensor:
         """The total rewards of the images that the policy sampled, (S,)."""
-        return self.potentials[: self.raw.shape[1], -1]
+        return total(self.rewards, self.raw)
 
     @property
     def sampled(self) -> Trajectories:
-        """Those that the policy sampled, S of them."""
-        return first(self.trajectories, self.raw.shape[1])
+        """Those that the policy sampled in this process."""
+        return first(self.trajectories, int((self.trajectories.index < len(self.prompts)).sum()))
+
+    def own(self, rows: Tensor) -> Tensor:
+        """Those rows (M, 2) of an epoch whose trajectories are here, with their places here."""
+        numbers = self.trajectories.index.cpu()
+        place = torch.full((int(rows[:, 0].max()) + 1,), -1)
+        known = numbers < len(place)
+        place[numbers[known]] = torch.arange(len(numbers))[known]
+        here = place[rows[:, 0]]
+        return torch.stack([here, rows[:, 1]], 1)[here >= 0]
 
 
 @dataclass(frozen=True)
@@ -65,22 +82,77 @@ def collect(
     Those of the buffer follow, retraced by the same network. Rewards that allow it are asked while
     sampling goes on.
     """
-    parts, asked = _sample(run, epoch, rollout_weights, buffer)
-    clock.lap("rollout")
-    run.watcher.phase("score", sum(len(part.states) + 2 for part in asked), epoch + 1)
-    scores = [_answer(run, part.images) for part in asked]
-    raw = torch.cat([s for s, part in zip(scores, asked, strict=True) if part.measured], 1)
+    processes, plan = run.processes, _plan(run, epoch, buffer)
+
+    def sample() -> tuple[list[Trajectories], list[Asked], list[Tensor]]:
+        parts, asked = _sample(run, epoch, rollout_weights, plan)
+        clock.lap("rollout")
+        run.watcher.phase("score", sum(len(part.states) + 2 for part in asked), epoch + 1)
+        return parts, asked, [_answer(run, part.images) for part in asked]
+
+    parts, asked, scores = processes.together(sample)
+    here = concatenate(parts)
+    own = [k for k in here.index.tolist() if k < len(plan.prompts)]
+
+    def everywhere(batches: list[Tensor], rewards: Sequence[WeightedReward]) -> Tensor:
+        """Scores (R, S) of all processes, from those of this one's sampled batches."""
+        none = torch.zeros(len(rewards), 0, device=run.policy.device)
+        return processes.gathered(torch.cat([none, *batches], 1).T, own).T.contiguous()
+
+    pairs = zip(scores, asked, strict=True)
+    raw = everywhere([s for s, part in pairs if part.measured is not None], run.rewards)
     after = learn(run.rewards, statistics, raw, epoch)
     rewards = normalised(run.rewards, after)
-    potentials = torch.cat(
-        [_potentials(run, rewards, *both) for both in zip(scores, asked, strict=True)]
-    )
-    measured = torch.cat([_answer(run, part.measured) for part in asked if part.measured], 1)
+
+    def answer() -> tuple[Tensor, list[Tensor]]:
+        pairs = zip(scores, asked, strict=True)
+        potentials = torch.cat([_potentials(run, rewards, *both) for both in pairs])
+        return potentials, [_answer(run, part.measured) for part in asked if part.measured]
+
+    potentials, measured = processes.together(answer)
     calls = sum((len(part.states) + 1) * s.shape[1] for s, part in zip(scores, asked, strict=True))
-    epoch_data = Epoch(concatenate(parts), rewards, after, raw, potentials, measured, calls)
-    run.watcher.show(mean_and_deviation("reward", epoch_data.final, "_"))
+    calls = sum(processes.share(lambda: calls))
+    data = Epoch(
+        here,
+        plan.prompts,
+        rewards,
+        after,
+        raw,
+        potentials,
+        everywhere(measured, run.measured),
+        calls,
+    )
+    run.watcher.show(mean_and_deviation("reward", data.final, "_"))
     clock.lap("score")
-    return epoch_data
+    return data
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The trajectories of an epoch in all processes: sampled ones, and given ones after those."""
+
+    prompts: tuple[Prompt, ...]  # of those to sample, S
+    own: list[int]  # the numbers of those that are this process's, in order
+    given: list[tuple[Prompt, Tensor]]  # prompts and states (T+1, C, H, W) of the others
+
+
+def _plan(run: Run, epoch: int, buffer: Buffer) -> Plan:
+    config, settings = run.config, run.config.rollout
+    replayed, backward = _off_policy(run, buffer)
+    count = settings.samples_per_epoch - replayed - backward
+    prompts = draw_prompts(run.prompts, config.seed, epoch, count, settings.images_per_prompt)
+    windows = cut(config, epoch, run.path.steps, run.learner.objective.needs)
+    own = shares(windows, run.processes.size)[run.processes.rank]
+    given: list[tuple[Prompt, Tensor]] = []
+    if replayed + backward:
+        source = generator(Stream.REPLAY, config.seed, epoch)
+        drawn = draw(buffer.kept, replayed, source)
+        ends = draw(run.given or buffer.kept, backward, source)
+        given = [(item.prompt, item.latents) for item in drawn]
+        if ends:
+            states = renoised(run.path, ends, source)
+            given += [(item.prompt, x) for item, x in zip(ends, states, strict=True)]
+    return Plan(prompts, own, given)
 
 
 def _potentials(
@@ -95,36 +167,29 @@ def _potentials(
 
 
 def _sample(
-    run: Run, epoch: int, rollout_weights: dict[str, Tensor], buffer: Buffer
+    run: Run, epoch: int, rollout_weights: dict[str, Tensor], plan: Plan
 ) -> tuple[list[Trajectories], list[Asked]]:
-    config, steps, shape = run.config, run.path.steps, run.policy.latent_shape
-    settings = config.rollout
-    replayed, backward = _off_policy(run, buffer)
-    count = settings.samples_per_epoch - replayed - backward
-    prompts = draw_prompts(run.prompts, config.seed, epoch, count, settings.images_per_prompt)
-    run.watcher.phase("rollout", settings.samples_per_epoch * steps, epoch + 1)
+    steps, shape, size = run.path.steps, run.policy.latent_shape, run.config.rollout.batch_size
+    count = len(plan.prompts)
+    run.watcher.phase("rollout", len(plan.own) * steps, epoch + 1)
     latest = run.policy.weights()
     run.policy.set_weights(rollout_weights)
     done = []
     try:
-        for start in range(0, count, settings.batch_size):
-            batch = prompts[start : start + settings.batch_size]
-            indices = range(start, start + len(batch))
-            noise = trajectory_noise(Stream.ROLLOUT, config.seed, epoch, indices, steps, shape)
-            done.append(_sample_batch(run, batch, noise))
-        if replayed + backward:
-            source = generator(Stream.REPLAY, config.seed, epoch)
-            drawn = draw(buffer.kept, replayed, source)
-            ends = draw(run.given or buffer.kept, backward, source)
-            states = [item.latents for item in drawn]
-            states += [*renoised(run.path, ends, source)] if ends else []
-            texts = [item.prompt for item in (*drawn, *ends)]
-            for start in range(0, len(states), settings.batch_size):
-                rows = slice(start, start + settings.batch_size)
-                done.append(_sample_batch(run, texts[rows], given=torch.stack(states[rows])))
+        for batch in batched([k for k in plan.own if k < count], size):
+            noise = trajectory_noise(Stream.ROLLOUT, run.config.seed, epoch, batch, steps, shape)
+            done.append(_sample_batch(run, batch, [plan.prompts[k] for k in batch], noise))
+        for batch in batched([k for k in plan.own if k >= count], size):
+            prompts, states = zip(*(plan.given[k - count] for k in batch), strict=True)
+            done.append(_sample_batch(run, batch, prompts, given=torch.stack(states)))
     finally:
         run.policy.set_weights(latest)
     return [part for part, _ in done], [asked for _, asked in done]
+
+
+def batched(numbers: Sequence[int], size: int) -> list[Sequence[int]]:
+    """In batches of `size`."""
+    return [numbers[start : start + size] for start in range(0, len(numbers), size)]
 
 
 def _kept(run: Run, part: Trajectories) -> Trajectories:
@@ -153,7 +218,11 @@ def _off_policy(run: Run, buffer: Buffer) -> tuple[int, int]:
 
 
 def _sample_batch(
-    run: Run, prompts: Sequence[Prompt], noise: Tensor | None = None, given: Tensor | None = None
+    run: Run,
+    index: Sequence[int],
+    prompts: Sequence[Prompt],
+    noise: Tensor | None = None,
+    given: Tensor | None = None,
 ) -> tuple[Trajectories, Asked]:
     """Trajectories from noise, or along given states, and the scores to come."""
     policy, needs = run.policy, run.learner.objective.needs
@@ -176,6 +245,7 @@ def _sample_batch(
         look if looked_at else None,
         log_p_base=needs.log_p_base,
         given=given,
+        index=index,
     )
     measured = ask(run.measured, part.images, prompts) if given is None else None
     asked = Asked(states, ask(run.rewards, part.images, prompts), measured)

@@ -51,6 +51,8 @@ class RewardTable(OpenTable):
     """The total reward is the weighted sum of all rewards."""
     normalise_epochs: int = Field(0, ge=0)
     """Standardise by the running mean and deviation of so many first epochs; 0: do not."""
+    timeout: float = Field(600.0, gt=0)
+    """Seconds after which an answer that has not come is an error."""
 
 
 class ObjectiveTable(OpenTable):
@@ -139,6 +141,8 @@ class UpdateTable(Table):
     """Over this last fraction of all updates both learning rates fall linearly to zero."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradient norm at which each of the two groups is clipped."""
+    skip_limit: int = Field(3, ge=0)
+    """Steps in a row that may be skipped for a loss or gradient that is not finite."""
     regulariser: float = Field(1.0, ge=0)
     """Coefficient of the mean squared distance to the rollout network's guided prediction."""
 
@@ -191,6 +195,8 @@ class CheckpointTable(Table):
     """Epochs between checkpoints; the last epoch always has one."""
     keep: PositiveInt = 2
     """How many of the newest checkpoints stay."""
+    keep_best: bool = True
+    """Also the one whose images in training had the highest mean reward."""
 
 
 class EvaluateTable(Table):

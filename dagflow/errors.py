@@ -17,8 +17,20 @@ class RunError(Exception):
     """The run failed for a reason that is not the user's input. Exit code 1."""
 
 
+class Interrupted(Exception):
+    """The user, or the machine's scheduler, asked the run to stop. Exit code 130."""
+
+
 class NotSaved(RunError):
     """A checkpoint could not be written; the one before it stands."""
+
+
+class NotFinite(RunError):
+    """A loss or gradient is not finite; the step was not taken."""
+
+
+class ProcessLost(RunError):
+    """Another process of the run has gone."""
 
 
 class PluginError(RunError):

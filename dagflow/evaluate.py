@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dagflow.diffusion.noise import Stream, trajectory_noise
 from dagflow.diffusion.path import GaussianPath
+from dagflow.engine.processes import ALONE, Processes
 from dagflow.engine.rollout import ignore, rollout
 from dagflow.engine.scoring import WeightedReward, ask, total
 from dagflow.engine.temperature import base_log_weights, log_weights, temperature
@@ -48,15 +49,17 @@ class Sampler:
     seed: int
     stream: Stream = Stream.HELD_OUT
     progress: Callable[[int], None] = ignore  # told the number of images that advanced by a step
+    processes: Processes = ALONE
 
     def batches(
         self, prompts: Sequence[Prompt], log_p_base: bool = False
     ) -> Iterator[Trajectories]:
-        """Trajectories with summed log-densities; image i has the i-th noise."""
+        """Trajectories with summed log-densities, this process's; image i has the i-th noise."""
         steps, shape = self.path.steps, self.policy.latent_shape
-        for start in range(0, len(prompts), self.batch_size):
-            part = prompts[start : start + self.batch_size]
-            indices = range(start, start + len(part))
+        own = self.processes.own(len(prompts))
+        for start in range(own.start, own.stop, self.batch_size):
+            indices = range(start, min(start + self.batch_size, own.stop))
+            part = [prompts[i] for i in indices]
             noise = trajectory_noise(self.stream, self.seed, 0, indices, steps, shape)
             yield rollout(
                 self.policy,
@@ -70,7 +73,10 @@ class Sampler:
 
     def images(self, prompts: Sequence[Prompt]) -> Tensor:
         """Images (N, 3, height, width) on the CPU, one for each prompt."""
-        return torch.cat([part.images.cpu() for part in self.batches(prompts)])
+        batches = self.processes.share(
+            lambda: [part.images.cpu() for part in self.batches(prompts)]
+        )
+        return torch.cat([images for own in batches for images in own])
 
 
 def cycle(prompts: Sequence[Prompt], count: int) -> tuple[Prompt, ...]:
@@ -95,17 +101,22 @@ def compare(
     asked = [*rewards, *measured]
 
     def both(log_p_base: bool) -> tuple[Tensor, Tensor, Tensor]:
-        images, scores, weights = [], [], []
-        for part in sampler.batches(prompts, log_p_base):
-            images.append(part.images.cpu())
-            scores.append(ask(asked, part.images, part.prompts))
-            weights.append(
-                base_log_weights(part, "sum")
-                if log_p_base
-                else log_weights(part, sampler.path, "sum")
-            )
-        raw = torch.cat([answer() for answer in scores], 1).cpu()
-        return torch.cat(images), raw, torch.cat(weights).cpu()
+        def own() -> list[tuple[Tensor, Tensor, Tensor]]:
+            images, scores, weights = [], [], []
+            for part in sampler.batches(prompts, log_p_base):
+                images.append(part.images.cpu())
+                scores.append(ask(asked, part.images, part.prompts))
+                weights.append(
+                    base_log_weights(part, "sum")
+                    if log_p_base
+                    else log_weights(part, sampler.path, "sum")
+                )
+            raw = [answer().T.cpu() for answer in scores]
+            return list(zip(images, raw, [w.cpu() for w in weights], strict=True))
+
+        every = [batch for batches in sampler.processes.share(own) for batch in batches]
+        images, raw, weights = (torch.cat(column) for column in zip(*every, strict=True))
+        return images, raw.T, weights
 
     with sampler.policy.base():
         base_images, base_raw, _ = both(log_p_base=False)

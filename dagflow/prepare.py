@@ -13,20 +13,17 @@ from dagflow.config import Config, OpenTable, RewardTable
 from dagflow.diffusion.path import GaussianPath
 from dagflow.engine.learner import Learner, make_learner
 from dagflow.engine.machine import compile_networks, prepare_policy
+from dagflow.engine.processes import ALONE, Processes
 from dagflow.engine.prompts import as_prompts, heldout_prompts
 from dagflow.engine.replay import Kept, given_images
 from dagflow.engine.scoring import Background, WeightedReward, place
-from dagflow.errors import PluginError, UserError
+from dagflow.errors import Interrupted, PluginError, UserError
 from dagflow.plugins import Kind, Registry
 from dagflow.policies.loading import default_device, load_policy
 from dagflow.policies.policy import Policy
 from dagflow.policies.world import WorldPolicy
 from dagflow.types import Needs, Prompt, PromptSource, Reward
 from dagflow.worlds.rewards import Density
-
-
-class Interrupted(Exception):
-    """The user asked the run to stop; everything is saved."""
 
 
 class Watcher(Protocol):
@@ -40,6 +37,9 @@ class Watcher(Protocol):
 
     def show(self, metrics: Mapping[str, float]) -> None:
         """New numbers."""
+
+    def say(self, text: str) -> None:
+        """Something that a person should read."""
 
     def epoch_done(self, epoch: int, epochs: int) -> None:
         """An epoch is over and saved."""
@@ -66,6 +66,10 @@ class Run:
         return self.learner.policy
 
     @property
+    def processes(self) -> Processes:
+        return self.learner.processes
+
+    @property
     def potential_states(self) -> tuple[int, ...]:
         """The states before the last that have a potential."""
         if not self.learner.objective.needs.potentials:
@@ -82,6 +86,10 @@ class Run:
         if self.stop_asked():
             raise Interrupted
 
+    def meet(self) -> None:
+        """Between two steps, in all processes at once: raises as `stop_if_asked` does."""
+        self.processes.together(self.stop_if_asked)
+
     def close(self) -> None:
         """Ask rewards nothing more."""
         for item in (*self.rewards, *self.measured):
@@ -94,6 +102,7 @@ def prepare(
     registry: Registry,
     watcher: Watcher,
     stop_asked: Callable[[], bool] = lambda: False,
+    processes: Processes = ALONE,
 ) -> Run:
     """Load model, rewards, prompts and objective, writing nothing.
 
@@ -124,8 +133,11 @@ def prepare(
         torch.manual_seed(config.seed)
         objective = make_objective(policy.spec)
     _check_needs(config, objective.needs, prompts)
+    _check_processes(config, processes)
     config = _within_budget(config, objective.needs)
-    learner = make_learner(policy, objective, config.update, config.objective.log_density)
+    learner = make_learner(
+        policy, objective, config.update, config.objective.log_density, processes
+    )
     if config.machine.compile:
         compile_networks(learner)
     replay = config.replay
@@ -208,6 +220,16 @@ def _check_needs(config: Config, needs: Needs, prompts: Sequence[Prompt]) -> Non
         )
 
 
+def _check_processes(config: Config, processes: Processes) -> None:
+    """Raise UserError if some process would have no trajectory."""
+    samples = config.rollout.samples_per_epoch
+    if samples < processes.size:
+        raise UserError(
+            f"rollout.samples_per_epoch = {samples} leaves nothing to do for "
+            f"{processes.size - samples} of {processes.size} processes."
+        )
+
+
 def _reward_makers(
     tables: Mapping[str, RewardTable], registry: Registry
 ) -> dict[str, Callable[[], Any]]:
@@ -228,15 +250,16 @@ def _build(
             table.weight,
             normalise_epochs=table.normalise_epochs,
             background=_background(label, built[label]),
+            overlaps=hasattr(built[label], "concurrency"),
+            timeout=table.timeout,
         )
         for label, table in tables.items()
     )
 
 
-def _background(label: str, reward: Reward) -> Background | None:
-    concurrency = getattr(reward, "concurrency", None)
-    if concurrency is None:
-        return None
+def _background(label: str, reward: Reward) -> Background:
+    """The threads that ask it: one, unless it says otherwise."""
+    concurrency = getattr(reward, "concurrency", 1)
     if type(concurrency) is not int or concurrency < 1:
         raise PluginError(
             f"reward '{label}' has concurrency = {concurrency!r}; a whole number from 1 is due"

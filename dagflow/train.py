@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from contextlib import closing
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from contextlib import closing, nullcontext
+from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from dagflow import charts, report
-from dagflow import config as configuration
 from dagflow.collect import Epoch, collect
-from dagflow.config import Config
 from dagflow.engine import checkpoint as checkpoints
-from dagflow.engine import pictures
 from dagflow.engine.checkpoint import Position, Restored
 from dagflow.engine.learner import set_rates
 from dagflow.engine.levels import first_levels, zero_levels
 from dagflow.engine.metrics import Clock, JsonLines
-from dagflow.engine.normalise import SMALLEST, mean_and_deviation, moments, normalised, summary
+from dagflow.engine.normalise import SMALLEST, mean_and_deviation, moments, summary
 from dagflow.engine.potentials import CurrentPotentials
 from dagflow.engine.replay import Buffer
 from dagflow.engine.temperature import (
@@ -32,105 +31,88 @@ from dagflow.engine.temperature import (
 from dagflow.engine.transitions import cut
 from dagflow.engine.update import update, warm_up
 from dagflow.engine.window import Window
-from dagflow.errors import NotSaved, RunError, UserError
-from dagflow.evaluate import Comparison, Sampler, compare, cycle
+from dagflow.errors import NotFinite, NotSaved, RunError, UserError
+from dagflow.folder import owned, require_free, write_config
+from dagflow.outcome import Outcome, Stopped, draw_grid, evaluate
 from dagflow.prepare import Run
-from dagflow.recipe import read_recipe
-from dagflow.truth import Truth, against_truth
-from dagflow.worlds.rewards import Density, Ratio
+from dagflow.trouble import keep_batch, smaller
 
-
-@dataclass(frozen=True)
-class Stopped:
-    """A run that has gained enough (`stop_at_gain`)."""
-
-    epochs: int  # that were done
-    gain: float  # in deviations of the first epoch's rewards
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a finished run leaves behind."""
-
-    checkpoint: Path
-    comparison: Comparison | None
-    truth: Truth | None = None
-    beta: float = 0.0  # the final one; on the scale of the configuration
-    stopped: Stopped | None = None
+T = TypeVar("T")
 
 
 def start(run: Run) -> Outcome:
     """Begin in a directory that does not exist or is empty, and train to the end."""
-    require_free(run.folder)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    write_config(run.config, run.folder)
-    if run.config.evaluate.grid:
-        _draw_grid(run, epoch=0)
-    with closing(run):
+    main = run.processes.from_main
+    main(lambda: require_free(run.folder))
+    with closing(run), owned(run.folder) if run.processes.is_main else nullcontext():
+        main(lambda: write_config(run.config, run.folder))
+        if run.config.evaluate.grid:
+            draw_grid(run, epoch=0)
         return _train(run, Restored(Position(), run.policy.weights(), {}))
 
 
-def require_free(folder: Path) -> None:
-    """Raise UserError unless a run can begin in this folder: it does not exist or is empty."""
-    if (folder / "config.toml").is_file():
-        raise UserError(
-            f"'{folder}' holds a run already. Go on with `dagflow train --resume {folder}`, or "
-            f"give another --output."
-        )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"'{folder}' exists and is not empty. Give another --output.")
+def resume(run: Run, place: str = "") -> Outcome:
+    """Go on from the newest whole checkpoint of the directory, or from `place`.
 
-
-def resume(run: Run) -> Outcome:
-    """Go on from the newest checkpoint of the directory, to the same end as without the break.
-
-    A run that stopped before its first checkpoint begins again.
+    The end is the same as without the break. A run that stopped before its first checkpoint begins
+    again. `place`: a checkpoint's name, or the number of an epoch.
     """
-    found = checkpoints.checkpoints(run.folder / "checkpoints")
-    restored = Restored(Position(), run.policy.weights(), {})
-    if found:
-        restored = checkpoints.restore(found[-1], run.learner)
-    if (restored.position.epoch, restored.position.window) > (run.config.epochs, 0):
-        raise UserError(f"the run is past epochs = {run.config.epochs} already.")
-    write_config(run.config, run.folder)
-    with closing(run):
+    main = run.processes.from_main
+    with closing(run), owned(run.folder) if run.processes.is_main else nullcontext():
+        saved = main(lambda: _choose(run, place))
+        restored = Restored(Position(), run.policy.weights(), {})
+        if saved:
+            restored = run.processes.together(lambda: checkpoints.restore(saved, run.learner))
+        if (restored.position.epoch, restored.position.window) > (run.config.epochs, 0):
+            raise UserError(f"the run is past epochs = {run.config.epochs} already.")
+        main(lambda: write_config(run.config, run.folder))
         return _train(run, restored)
 
 
-def read_config(folder: Path) -> Config:
-    """The configuration of an existing run. Raises UserError if the folder is no run."""
-    file = folder / "config.toml"
-    if not file.is_file():
-        raise UserError(f"'{folder}' is not a run directory: it has no config.toml.")
-    tree = read_recipe(str(file))
-    return configuration.resolve({**tree, "output": str(folder)})
-
-
-def write_config(config: Config, folder: Path) -> None:
-    partial = folder / ".config.toml.partial"
-    partial.write_text(configuration.dump(config), encoding="utf-8")
-    partial.rename(folder / "config.toml")
+def _choose(run: Run, place: str) -> checkpoints.Saved | None:
+    """The checkpoint to go on from; newer ones, damaged or not wanted, are set aside."""
+    folder = run.folder / "checkpoints"
+    found = checkpoints.checkpoints(folder)
+    if place:
+        name = f"epoch-{int(place):04d}" if place.isdecimal() else place
+        found = [path for path in found if path.name <= name]
+        if not found or found[-1].name != name:
+            names = ", ".join(path.name for path in checkpoints.checkpoints(folder))
+            raise UserError(f"'{run.folder}' has no checkpoint '{name}'. There are: {names}.")
+    first_damage = ""
+    for checkpoint in reversed(found):
+        damage = checkpoints.damage(checkpoint)
+        if damage is None:
+            saved = checkpoints.read(checkpoint, run.policy)
+            aside = checkpoints.set_aside(folder, checkpoint)
+            if aside:
+                run.watcher.say(f"Going on from {checkpoint.name}; set aside: {', '.join(aside)}.")
+            return saved
+        first_damage = first_damage or damage
+        run.watcher.say(f"DAMAGED: {damage}.")
+        if place:
+            break
+    if first_damage:
+        raise UserError(f"no checkpoint to go on from is whole: {first_damage}.")
+    return None
 
 
 def _train(run: Run, restored: Restored) -> Outcome:
-    _open_logs(run)
+    if run.processes.is_main:
+        _open_logs(run)
     session = _Session(run, restored)
     try:
         stopped = session.train()
     except NotSaved:
         raise
-    except torch.OutOfMemoryError as error:
-        session.save()
-        raise RunError(
-            "the device is out of memory: lower update.microbatch_size and rollout.batch_size"
-        ) from error
     except Exception:
         session.save()
         raise
-    checkpoint = session.save()
+    checkpoint = session.save_together()
     comparison, truth = None, None
     if run.config.evaluate.images:
-        comparison, truth = _evaluate(run, session)
+        beta = session.beta_in_nats
+        comparison, truth = evaluate(run, session.config, session.position, beta)
     return Outcome(checkpoint, comparison, truth, session.config.final_beta, stopped)
 
 
@@ -143,7 +125,7 @@ def _open_logs(run: Run) -> None:
 
 
 class _Session:
-    """A run under way: the chain, and how far it has come."""
+    """A run under way: the chain, and how far it has come. The same in all processes."""
 
     def __init__(self, run: Run, restored: Restored) -> None:
         self.run, self.config, self.position = run, run.config, restored.position
@@ -153,21 +135,22 @@ class _Session:
         self._rollout_weights = restored.rollout_weights  # that the epoch began with
         empty = Buffer(replay.capacity, replay.per_prompt)
         self._buffer = empty.restored(restored.replay, run.prompts)  # before the epoch
-        self._metrics = JsonLines(run.folder / "metrics.jsonl", position.metrics_bytes)
-        self._timings = JsonLines(run.folder / "timings.jsonl", position.timings_bytes)
+        metrics, timings = run.folder / "metrics.jsonl", run.folder / "timings.jsonl"
+        here = run.processes.is_main
+        self._metrics = JsonLines(metrics if here else None, position.metrics_bytes)
+        self._timings = JsonLines(timings if here else None, position.timings_bytes)
 
     def train(self) -> Stopped | None:
         """All epochs that remain."""
         for epoch in range(self.position.epoch, self.config.epochs):
             clock = Clock()
-            before = self.position.statistics
-            data = collect(self.run, epoch, before, self._rollout_weights, self._buffer, clock)
+            data = self._fitting(partial(self._collect, epoch, clock))
             self._find_beta(data)
             gain = self._gain(epoch, data.final)
             if not self.position.window and 0 < self.config.stop_at_gain <= gain:
                 return Stopped(epoch, gain)
             if self.position.update == 0:
-                begin = self._with_all_potentials(data)
+                begin = self._fitting(partial(self._with_all_potentials, data))
                 self._find_levels(begin)
                 self._warm_up(begin)
                 clock.lap("warm_up")
@@ -177,22 +160,48 @@ class _Session:
         return None
 
     def save(self) -> Path:
-        """Write a checkpoint, unless there is one of this position."""
+        """Write a checkpoint, unless there is one of this position or others write it."""
+        folder, keep = self.run.folder / "checkpoints", self.config.checkpoint.keep
+        if not self.run.processes.is_main:
+            return folder / self.position.name
         here = replace(
             self.position,
-            metrics_bytes=self._metrics.length,
-            timings_bytes=self._timings.length,
+            metrics_bytes=self._metrics.length(),
+            timings_bytes=self._timings.length(),
         )
-        folder, keep = self.run.folder / "checkpoints", self.config.checkpoint.keep
         replay = self._buffer.tensors(self.run.prompts)
         return checkpoints.save(folder, self.run.learner, here, self._rollout_weights, replay, keep)
+
+    def save_together(self) -> Path:
+        """The same, for all to wait for."""
+        return self.run.processes.from_main(self.save)
+
+    def _fitting(self, work: Callable[[], T]) -> T:
+        """What `work` returns, with smaller batches each time the device is out of memory."""
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError as error:
+                self.run.learner.optimizer.zero_grad(set_to_none=True)
+                run = smaller(self.run)
+                if not run:
+                    raise RunError(
+                        "the device is out of memory, with one trajectory and one transition at a "
+                        "time: set machine.gradient_checkpointing or machine.vae_slicing, or take "
+                        "a smaller model"
+                    ) from error
+                self.run = run
+
+    def _collect(self, epoch: int, clock: Clock) -> Epoch:
+        before = self.position.statistics
+        return collect(self.run, epoch, before, self._rollout_weights, self._buffer, clock)
 
     def _find_beta(self, data: Epoch) -> None:
         """From the base model's images, where beta is a divergence to be kept from it."""
         divergence = self.config.objective.divergence
         if divergence is None:
             return
-        beta = beta_for_divergence(data.final, data.sampled.prompts, divergence)
+        beta = beta_for_divergence(data.final, data.prompts, divergence)
         if self.run.learner.density == "mean":
             beta /= self._values
         self.position = replace(self.position, beta=beta)
@@ -217,13 +226,16 @@ class _Session:
         found = position.levels or not update.flow_from_data
         if found and position.warm_up >= update.flow_warmup:
             return data
+        return self.run.processes.together(lambda: self._all_potentials(data))
+
+    def _all_potentials(self, data: Epoch) -> Epoch:
         count, steps = data.trajectories.log_pf.shape
         values = data.potentials.clone()
-        parts = torch.arange(count).split(self.config.rollout.batch_size)
+        parts = torch.arange(count).split(self.run.config.rollout.batch_size)
         for part in parts:
             rows = torch.cartesian_prod(part, torch.arange(steps))
             device = self.run.policy.device
-            current = self._current(data, self._window(data, rows, beta=0.0).on(device))
+            current = self._current(data, self._window(data, rows, 0.0, None).on(device))
             if not current:
                 return data
             if part is parts[0]:
@@ -262,9 +274,9 @@ class _Session:
         beta = config.beta(0, len(windows)) or config.beta(1, len(windows))
         self.run.watcher.phase("warm-up", count - done, 1)
         for k in range(done, count):
-            self.run.stop_if_asked()
-            window = self._window(data, windows[k % len(windows)], beta)
-            numbers = warm_up(self.run.learner, window)
+            self.run.meet()
+            window = self._own_window(data, windows[k % len(windows)], beta)
+            numbers = self._step(window, lambda w: warm_up(self.run.learner, w))
             self.position = replace(self.position, warm_up=k + 1)
             self._metrics.write({"warm_up": k + 1, **numbers})
             self.run.watcher.advance(1)
@@ -274,18 +286,40 @@ class _Session:
         windows = self._windows(self.position.epoch)
         done = self.position.window
         self.run.watcher.phase("update", len(windows) - done, self.position.epoch + 1)
+
+        def step(window: Window) -> dict[str, float]:
+            return update(self.run.learner, self._current(data, window) or window)
+
         for rows in windows[done:]:
-            self.run.stop_if_asked()
+            self.run.meet()
             beta = self.config.beta(self.position.update, len(windows))
             set_rates(self.run.learner, self.config.rate(self.position.update, len(windows)))
-            chosen = self._window(data, rows, beta)
-            numbers = update(self.run.learner, self._current(data, chosen) or chosen)
+            numbers = self._step(self._own_window(data, rows, beta), step)
             window, count = self.position.window + 1, self.position.update + 1
             self.position = replace(self.position, window=window, update=count)
             record = {"epoch": self.position.epoch + 1, "update": count, "beta": beta}
             self._metrics.write({**record, **numbers})
             self.run.watcher.show(numbers)
             self.run.watcher.advance(1)
+
+    def _step(self, window: Window, work: Callable[[Window], dict[str, float]]) -> dict[str, float]:
+        """One step, or one more that is skipped: `update.skip_limit` in a row may be."""
+        try:
+            numbers = self._fitting(lambda: work(window))
+        except NotFinite as error:
+            self.run.learner.optimizer.zero_grad(set_to_none=True)
+            skipped, limit = self.position.skipped + 1, self.config.update.skip_limit
+            if skipped > limit:
+                file = keep_batch(self.run, window, self.position)
+                raise RunError(
+                    f"{error}, as {limit} before it were not; its batch: {file}"
+                ) from error
+            self.run.watcher.say(f"Skipped: {error} ({skipped} of {limit} in a row).")
+            self.position = replace(self.position, skipped=skipped)
+            return {"skipped": skipped}
+        if self.position.skipped:
+            self.position = replace(self.position, skipped=0)
+        return numbers
 
     def _temperature(self, data: Epoch) -> dict[str, float]:
         """How near the trajectories that were sampled are to the promise of the final beta."""
@@ -295,18 +329,23 @@ class _Session:
             if self.run.learner.keeps_base
             else log_weights(sampled, self.run.path, density)
         )
-        found = temperature(weights, data.final, sampled.prompts, self.beta_in_nats)
+        weights = self.run.processes.gathered(weights, sampled.index.tolist())
+        found = temperature(weights, data.final, data.prompts, self.beta_in_nats)
         return {f"temperature.{name}": value for name, value in found.items()}
 
     def _windows(self, epoch: int) -> list[Tensor]:
         return cut(self.config, epoch, self.run.path.steps, self.run.learner.objective.needs)
 
-    def _window(self, data: Epoch, rows: Tensor, beta: float) -> Window:
+    def _own_window(self, data: Epoch, rows: Tensor, beta: float) -> Window:
+        """What is here of a window whose rows name trajectories by their numbers in the epoch."""
+        return self._window(data, data.own(rows), beta, len(rows))
+
+    def _window(self, data: Epoch, rows: Tensor, beta: float, everywhere: int | None) -> Window:
+        """Rows name trajectories by their places here."""
         run, final_beta = self.run, self.config.final_beta
         levels = self.position.levels or zero_levels(run.path.steps)
-        window = Window(
-            data.trajectories, data.potentials, run.path, rows, beta, final_beta, levels
-        )
+        here, potentials = data.trajectories, data.potentials
+        window = Window(here, potentials, run.path, rows, beta, final_beta, levels, everywhere)
         return window.on(run.policy.device) if self.config.machine.offload else window
 
     def _current(self, data: Epoch, window: Window) -> CurrentPotentials | None:
@@ -319,6 +358,7 @@ class _Session:
     def _end_epoch(self, data: Epoch, gain: float, clock: Clock) -> None:
         """Log, draw and save."""
         epoch, config = self.position.epoch + 1, self.config
+        self._keep_best(gain)
         self.position = replace(
             self.position,
             epoch=epoch,
@@ -328,7 +368,8 @@ class _Session:
         )
         self._rollout_weights = self.run.policy.weights()
         if config.replay.share or (config.replay.backward and not self.run.given):
-            self._buffer = self._buffer.with_more(data.sampled, data.final)
+            here, processes = data.sampled, self.run.processes
+            self._buffer = self._buffer.with_more(data.prompts, data.final, here, processes)
         numbers = mean_and_deviation("reward", data.final, "_")
         beta = config.beta(self.position.update - 1, len(self._windows(0)))
         numbers |= summary(data.rewards, data.raw, beta)
@@ -337,62 +378,20 @@ class _Session:
         numbers |= self._temperature(data)
         self._metrics.write({"epoch": epoch, **numbers, "gain": gain})
         if config.evaluate.grid:
-            _draw_grid(self.run, epoch)
+            draw_grid(self.run, epoch)
             clock.lap("grid")
         self._timings.write({"epoch": epoch, **clock.laps})
         if epoch % config.checkpoint.every == 0 or epoch == config.epochs:
-            self.save()
+            self.save_together()
         self.run.watcher.epoch_done(epoch, config.epochs)
 
-
-def _draw_grid(run: Run, epoch: int) -> None:
-    """The same prompts and noise every time, so that what changes is the model."""
-    prompts = cycle(run.heldout, run.config.evaluate.grid)
-    run.watcher.phase("grid", len(prompts) * run.path.steps, max(epoch, 1))
-    size = run.config.rollout.batch_size
-    sampler = Sampler(run.policy, run.path, size, run.config.seed, progress=run.watcher.advance)
-    images = sampler.images(prompts)
-    picture = pictures.grid(images, columns=8, captions=[prompt.text for prompt in prompts])
-    pictures.save(picture, run.folder / "samples" / f"epoch-{epoch:04d}.png")
-
-
-def _evaluate(run: Run, session: _Session) -> tuple[Comparison, Truth | None]:
-    """Base against trained on held-out seeds; a picture of the first of them, and a report."""
-    config, count = session.config, session.config.evaluate.images
-    prompts = cycle(run.heldout, count)
-    run.watcher.phase("evaluate", 2 * count * run.path.steps, config.epochs)
-    sampler = Sampler(
-        run.policy, run.path, config.rollout.batch_size, config.seed, progress=run.advance
-    )
-    comparison = compare(
-        sampler,
-        prompts,
-        normalised(run.rewards, session.position.statistics),
-        run.measured,
-        session.beta_in_nats,
-        run.learner.keeps_base,
-    )
-    truth = against_truth(sampler, comparison) if _aims_at_the_truth(run, session) else None
-    _draw_comparison(run, comparison)
-    if truth:
-        charts.save(charts.truth_chart(truth), run.folder / "samples" / "truth.png")
-    numbers = report.report(config, comparison, truth, session.position.reward_calls)
-    report.write(numbers, run.folder / "report.json")
-    return comparison, truth
-
-
-def _aims_at_the_truth(run: Run, session: _Session) -> bool:
-    """Whether reward, beta and prior make a world's own target the one of this run."""
-    due = Ratio if run.learner.keeps_base else Density
-    exact = len(run.rewards) == 1 and type(run.rewards[0].reward) is due
-    return exact and run.rewards[0].weight == session.beta_in_nats == 1
-
-
-def _draw_comparison(run: Run, comparison: Comparison) -> None:
-    shown = min(len(comparison.prompts), 12)
-    picture = pictures.before_after(
-        comparison.base_images[:shown],
-        comparison.images[:shown],
-        [prompt.text for prompt in comparison.prompts[:shown]],
-    )
-    pictures.save(picture, run.folder / "samples" / "before-after.png")
+    def _keep_best(self, gain: float) -> None:
+        """Remember the checkpoint that the epoch began from, if its images gained most so far."""
+        began = replace(self.position, window=0)
+        checkpoint = self.run.folder / "checkpoints" / began.name
+        best = self.position.best_gain
+        if not self.config.checkpoint.keep_best or not self.run.processes.is_main:
+            return
+        if checkpoint.is_dir() and (best is None or gain > best):
+            checkpoints.point(checkpoint.with_name(checkpoints.BEST), checkpoint)
+            self.position = replace(self.position, best_gain=gain)

@@ -63,6 +63,7 @@ class Trajectories:
     noise_pred: Tensor  # (B, T, C, H, W), that network's guided prediction
     prompt_embeds: Tensor  # (B, L, E)
     images: Tensor  # (B, 3, height, width) in [0, 1], decoded from the terminal state
+    index: Tensor  # (B,) int64, each one's number in its epoch; no two processes have the same
     log_p_base: Tensor | None = None  # (B, T), log p(x_next | x) under the base, if it matters
 
 

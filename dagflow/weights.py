@@ -188,12 +188,18 @@ def _cached_download(file: WeightFile) -> Path:
 
 def _download(file: WeightFile, progress: Callable[[int], None] | None) -> Path:
     """Written to a temporary folder, checked, and only then put into place."""
+    from filelock import FileLock
     from huggingface_hub.constants import is_offline_mode
 
     if is_offline_mode():
         raise ConnectionError("HF_HUB_OFFLINE is set")
     target = _cached_download(file)
     target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.parent / ".lock"):  # one process of a machine fetches, others wait
+        return target if target.is_file() else _fetch(file, target, progress)
+
+
+def _fetch(file: WeightFile, target: Path, progress: Callable[[int], None] | None) -> Path:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         unchecked = Path(folder, target.name)
         with unchecked.open("wb") as stream:

@@ -13,7 +13,8 @@ import torch
 from dagflow.config import EvaluateTable
 from dagflow.engine.checkpoint import checkpoints
 from dagflow.engine.scoring import WeightedReward
-from dagflow.prepare import Interrupted, Run
+from dagflow.errors import Interrupted
+from dagflow.prepare import Run
 from dagflow.train import resume, start
 
 ONE_CALL_AN_EPOCH = {"rollout": {"potential": "none"}, "evaluate": {"images": 0, "grid": 0}}

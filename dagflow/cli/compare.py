@@ -12,7 +12,8 @@ from rich.table import Table
 from dagflow import RunError, UserError
 from dagflow.cli import names
 from dagflow.cli.console import complain, err, out
-from dagflow.cli.train import INTERRUPTED, use
+from dagflow.cli.launch import INTERRUPTED
+from dagflow.cli.train import use
 from dagflow.plugins import load_plugins
 from dagflow.recipe import DEFAULT, read_recipe
 

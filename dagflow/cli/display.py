@@ -13,6 +13,16 @@ from rich.table import Table
 from dagflow.profiling import Profile
 
 
+class Silent:
+    """Shows nothing: for processes beside the one that does."""
+
+    def phase(self, name: str, total: int, epoch: int) -> None: ...
+    def advance(self, units: int) -> None: ...
+    def show(self, metrics: Mapping[str, float]) -> None: ...
+    def say(self, text: str) -> None: ...
+    def epoch_done(self, epoch: int, epochs: int) -> None: ...
+
+
 class Display:
     """Shows epoch, phase, reward, loss and time left. A `dagflow.prepare.Watcher`."""
 
@@ -63,6 +73,9 @@ class Display:
     def show(self, metrics: Mapping[str, float]) -> None:
         self._numbers.update(metrics)
         self._bars.update(self._task, numbers=self._line())
+
+    def say(self, text: str) -> None:
+        self._console.print(text)
 
     def epoch_done(self, epoch: int, epochs: int) -> None:
         now = time.monotonic()

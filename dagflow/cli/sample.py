@@ -50,8 +50,8 @@ def sample(
     from dagflow.diffusion.noise import Stream
     from dagflow.engine import checkpoint, pictures
     from dagflow.evaluate import Sampler
+    from dagflow.folder import read_config
     from dagflow.policies.loading import default_device, load_policy
-    from dagflow.train import read_config
 
     config = Config()
     folder = source

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from math import prod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dagflow import RunError, UserError
+from dagflow import UserError
 from dagflow import recipe as recipe_file
 from dagflow.cli import names, rewards
-from dagflow.cli.console import err, out
-from dagflow.plugins import Registry, load_plugins
+from dagflow.cli.launch import Machines
+from dagflow.cli.run import Resumed, run
+from dagflow.plugins import load_plugins
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from dagflow.config import Config
-    from dagflow.prepare import Run
-    from dagflow.train import Outcome
-    from dagflow.truth import Truth
 
-INTERRUPTED = 130
 CHANGEABLE = {"epochs", "stop_at_gain", "checkpoint", "evaluate", "machine"}  # when a run resumes
+GROUP: dict[str, Any] = {"rich_help_panel": "Several processes"}
 
 
 def register(app: typer.Typer) -> None:
@@ -92,8 +85,28 @@ def train(
         ),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.")
+        str | None,
+        typer.Option(
+            metavar="RUN[@EPOCH]",
+            help="Go on with an interrupted run, from its newest checkpoint or that of an epoch.",
+        ),
     ] = None,
+    num_processes: Annotated[
+        int,
+        typer.Option(min=1, help="Processes on this machine, such as one for each GPU.", **GROUP),
+    ] = 1,
+    nnodes: Annotated[
+        int, typer.Option(min=1, help="Machines; give each the same command.", **GROUP)
+    ] = 1,
+    node_rank: Annotated[
+        int, typer.Option(min=0, help="Which of the machines this is, from 0.", **GROUP)
+    ] = 0,
+    master_addr: Annotated[
+        str, typer.Option(help="Name or address of machine 0.", **GROUP)
+    ] = "localhost",
+    master_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="A free port of machine 0.", **GROUP)
+    ] = 29500,
     profile: Annotated[
         bool,
         typer.Option("--profile", help="Show where time and memory went, and write traces."),
@@ -109,19 +122,23 @@ def train(
 
       dagflow train --resume runs/jpeg-compressibility-kl-001
 
+      dagflow train paper-aesthetic --num-processes 8
+
     Ctrl-C finishes the current step, saves, and says how to go on; a second one stops at once.
     """
-    from dagflow import config
-
-    registry = load_plugins()
+    machines = Machines(num_processes, nnodes, node_rank, master_addr, master_port)
     settings = setting or []
     if resume is not None:
         given = [recipe, reward, eval_reward, objective, prompts, prompt, model, output, seed]
         if any(value is not None for value in given):
             raise UserError("--resume takes the run's own configuration; only -s goes with it.")
-        _go(_resumed(resume, settings), registry, resume=True, profile=profile)
+        place = Resumed.named(resume)
+        run(lambda: _resumed(place.folder, settings), machines, profile, place)
         return
+    if prompts and prompt:
+        raise UserError("--prompts and --prompt exclude each other.")
     tree = recipe_file.read_recipe(recipe or recipe_file.DEFAULT)
+    registry = load_plugins()
     if reward:
         tree["rewards"] = rewards.tables(reward, registry)
     if eval_reward:
@@ -133,48 +150,27 @@ def train(
         source = registry.find("prompts", prompts.partition(":")[0])
         use(tree, "prompts", prompts, source.options)
     if prompt:
-        if prompts:
-            raise UserError("--prompts and --prompt exclude each other.")
         tree["prompts"] = {"name": "texts", "texts": prompt}
     given_values = {"model": model, "output": output and str(output), "seed": seed}
     tree |= {key: value for key, value in given_values.items() if value is not None}
+    run(lambda: _composed(tree, settings), machines, profile)
+
+
+def _composed(tree: dict[str, Any], settings: list[str]) -> Config:
+    from dagflow import config
+    from dagflow.folder import require_free
+
     config.override(tree, settings)
     resolved = config.resolve(tree)
     if not resolved.output:
         resolved = resolved.model_copy(update={"output": _free_directory(resolved)})
-    _go(resolved, registry, resume=False, profile=profile)
-
-
-def _go(resolved: Config, registry: Registry, resume: bool, profile: bool) -> None:
-    from dagflow import train as training
-    from dagflow.cli.display import Display, profile_table
-    from dagflow.prepare import Interrupted, prepare
-    from dagflow.profiling import profiled
-
-    if not resume:
-        training.require_free(Path(resolved.output))
-    with Display(err, resolved.stop_at_gain > 0) as display, _stoppable() as stop_asked:
-        run = prepare(resolved, registry, display, stop_asked)
-        watch = profiled(run.folder / "profile") if profile else nullcontext()
-        try:
-            with watch as profiles:
-                outcome = training.resume(run) if resume else training.start(run)
-        except Interrupted:
-            display.stop()
-            err.print(f"Interrupted and saved. Go on with: dagflow train --resume {run.folder}")
-            raise typer.Exit(INTERRUPTED) from None
-        except RunError as error:
-            hint = f"What was done before is saved: dagflow train --resume {run.folder} goes on."
-            raise RunError(f"{error}\n{hint}") from error
-    _summarise(run, outcome)
-    if profiles:
-        out.print(f"profile   {profiles.folder}")
-        out.print(profile_table(profiles))
+    require_free(Path(resolved.output))
+    return resolved
 
 
 def _resumed(folder: Path, settings: list[str]) -> Config:
     from dagflow import config
-    from dagflow.train import read_config
+    from dagflow.folder import read_config
 
     before = read_config(folder)
     tree = before.model_dump(mode="json")
@@ -214,73 +210,3 @@ def _free_directory(resolved: Config) -> str:
     while (folder := Path("runs") / f"{stem}-{number:03d}").exists():
         number += 1
     return str(folder)
-
-
-@contextmanager
-def _stoppable() -> Iterator[Callable[[], bool]]:
-    """Make the first Ctrl-C a request; the second acts at once."""
-    asked: list[bool] = []
-
-    def handler(*_: object) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(True)
-        err.print("Stopping after this step (Ctrl-C again: at once) ...")
-
-    previous = signal.signal(signal.SIGINT, handler)
-    try:
-        yield lambda: bool(asked)
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-def _summarise(run: Run, outcome: Outcome) -> None:
-    comparison, stopped = outcome.comparison, outcome.stopped
-    if stopped is not None:
-        out.print(
-            f"stopped   after epoch {stopped.epochs} of {run.config.epochs}: the reward rose by "
-            f"{stopped.gain:.2f} deviations (stop_at_gain = {run.config.stop_at_gain:g})"
-        )
-    out.print(f"pictures  {run.folder / 'samples'}")
-    out.print(f"metrics   {run.folder / 'metrics.jsonl'}")
-    kind = "LoRA" if "lora" in run.policy.WEIGHTS_FILE else "weights"
-    out.print(f"{kind:<9} {outcome.checkpoint}")
-    if run.config.objective.divergence is not None:
-        out.print(f"beta      {outcome.beta:.4g} (found for {run.config.objective.beta})")
-    if comparison is not None:
-        out.print(f"report    {run.folder / 'report.json'}")
-        if len(comparison.scores) > 1:
-            for label, scores in comparison.scores.items():
-                out.print(f"{label}: {_change(comparison.base_scores[label], scores)}")
-        change = _change(comparison.base_rewards, comparison.rewards)
-        out.print(f"reward on {len(comparison.rewards)} held-out seeds: {change}")
-        if "slope" in comparison.temperature:
-            out.print(_temperature(run, outcome))
-    if outcome.truth is not None:
-        out.print(_distances(outcome.truth))
-
-
-def _temperature(run: Run, outcome: Outcome) -> str:
-    """The measured slope of log-density against reward, beside what it should become."""
-    assert outcome.comparison is not None
-    found = outcome.comparison.temperature
-    scale = 1 if run.learner.density == "sum" else prod(run.policy.latent_shape)
-    return (
-        f"slope of log-density against reward: {found['slope']:.4g} (in proportion: "
-        f"{outcome.beta * scale:.4g}), effective samples {found['ess']:.0%}"
-    )
-
-
-def _distances(truth: Truth) -> str:
-    """Of each set of samples from the known target."""
-    parts = (f"{name} {value.total_variation:.3f}" for name, value in truth.distances.items())
-    return f"total variation from the target: {', '.join(parts)}"
-
-
-def _change(base: Tensor, now: Tensor) -> str:
-    from dagflow.evaluate import standard_error
-
-    change, error = float((now - base).mean()), standard_error(now - base)
-    errors = f" ({abs(change) / error:.1f} standard errors)" if error else ""
-    means = f"base {float(base.mean()):.4f}, trained {float(now.mean()):.4f}"
-    return f"{means}, change {change:+.4f} +- {error:.4f}{errors}"

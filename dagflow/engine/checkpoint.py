@@ -1,7 +1,11 @@
-"""Save and restore everything that a run needs to go on, without pickles."""
+"""Save and restore everything that a run needs to go on, without pickles.
+
+A checkpoint is a folder that appears whole, by one rename, with the checksums of its files.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -20,9 +24,13 @@ from dagflow.engine.learner import Learner
 from dagflow.engine.levels import Levels
 from dagflow.engine.normalise import Statistics
 from dagflow.errors import NotSaved, UserError
+from dagflow.policies.policy import Policy
 
 STATE = "state.json"
 TENSORS = "training_state.safetensors"
+SUMS = "SHA256SUMS"  # as sha256sum -c reads it
+FORMAT = 2  # of state.json; 1 had no checksums
+LATEST, BEST = "latest", "best"  # links to checkpoints
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,9 @@ class Position:
     window: int = 0  # optimizer steps done in the epoch after those
     warm_up: int = 0  # steps of the flow warm-up done
     update: int = 0  # optimizer steps done in all; decides beta
+    skipped: int = 0  # steps in a row that were not taken, since something was not finite
     reward_calls: int = 0  # images that the rewards were asked about, in whole epochs
+    best_gain: float | None = None  # of the images that the best checkpoint samples
     gain_baseline: tuple[float, float] | None = None  # mean and deviation of the reward
     levels: Levels | None = None  # of log F and log Z, from the first epoch
     beta: float | None = None  # found from the first epoch, where it was to be found
@@ -41,6 +51,7 @@ class Position:
     timings_bytes: int = 0  # length of timings.jsonl
     statistics: Mapping[str, Statistics] = field(default_factory=dict)  # of rewards, before `epoch`
     version: str = field(default=__version__)  # of dagflow
+    format: int = FORMAT
 
     @property
     def name(self) -> str:
@@ -61,6 +72,8 @@ def save(
 ) -> Path:
     """Write `folder/epoch-NNNN[-update-MMMM]` atomically, then drop all but the newest `keep`.
 
+    `folder/latest` then leads to it; what `folder/best` leads to is never dropped.
+
     Within an epoch the weights that sampled its trajectories are kept too: a resumed run samples
     them again, rather than storing them. `replay` is the buffer as it was before the epoch. Raises
     NotSaved if the disk is full or cannot be written.
@@ -72,12 +85,37 @@ def save(
             _write(partial, learner, position, rollout_weights, replay)
             partial.rename(target)
             _sync(folder)
+            point(folder / LATEST, target)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise NotSaved(f"the checkpoint {target} cannot be written: {error}") from error
+    best = folder / BEST
     for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        if not (best.is_symlink() and best.resolve() == old.resolve()):
+            _drop(old)
     return target
+
+
+def point(link: Path, target: Path) -> None:
+    """Make `link` lead to its neighbour `target`, at one instant.
+
+    Where the file system knows no links there is none; nothing depends on it.
+    """
+    partial = link.with_name(f".{link.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        partial.symlink_to(target.name)
+    except (OSError, NotImplementedError):
+        return
+    partial.replace(link)
+
+
+def _drop(checkpoint: Path) -> None:
+    """So that a half of it is never taken for a whole one."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.dropped")
+    shutil.rmtree(hidden, ignore_errors=True)
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden)
 
 
 def _write(
@@ -96,6 +134,7 @@ def _write(
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, partial / TENSORS)
     (partial / STATE).write_text(json.dumps(asdict(position), indent=1), encoding="utf-8")
+    (partial / SUMS).write_text(_sums(partial), encoding="utf-8")
     for path in [*partial.iterdir(), partial]:
         _sync(path)
 
@@ -103,6 +142,75 @@ def _write(
 def checkpoints(folder: Path) -> list[Path]:
     """All complete checkpoints, oldest first."""
     return sorted(path.parent for path in folder.glob(f"epoch-*/{STATE}"))
+
+
+def _sums(checkpoint: Path) -> str:
+    """The SHA-256 of each file but this list itself."""
+    files = sorted(path for path in checkpoint.iterdir() if path.name != SUMS)
+    return "".join(f"{_digest(path)}  {path.name}\n" for path in files)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with the files of a checkpoint, naming one; None if nothing is.
+
+    Of one without checksums, from an older dagflow, nothing is known to be.
+    """
+    if not (checkpoint / SUMS).exists() and _older(checkpoint):
+        return None
+    try:
+        listed = (checkpoint / SUMS).read_bytes()
+        found = _sums(checkpoint).encode()
+    except OSError as error:
+        return str(error)
+    if listed == found:
+        return None
+    names = {line[66:] for line in set(listed.splitlines()) ^ set(found.splitlines())}
+    known = sorted({path.name for path in checkpoint.iterdir()} - {SUMS})
+    changed = [name for name in known if name.encode() in names]
+    missing = sorted(_text(name) for name in names if _text(name) not in known)
+    if missing:
+        return f"{checkpoint / SUMS} names '{missing[0]}', which is not there"
+    return f"{checkpoint / (changed[0] if changed else SUMS)} is not what was written"
+
+
+def _older(checkpoint: Path) -> bool:
+    try:
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        return isinstance(state, dict) and "format" not in state
+    except (OSError, ValueError):
+        return False
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "replace")
+
+
+def set_aside(folder: Path, chosen: Path) -> list[str]:
+    """Rename checkpoints newer than the chosen one, from which a run goes on; says which."""
+    point(folder / LATEST, chosen)
+    newer = [path for path in checkpoints(folder) if path.name > chosen.name]
+    for path in newer:
+        aside = path.with_name(f"aside-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+    if (folder / BEST).is_symlink() and not (folder / BEST).exists():
+        (folder / BEST).unlink()
+    return [path.name for path in newer]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds."""
+
+    place: Path
+    position: Position
+    tensors: dict[str, Tensor]
+    weights: dict[str, Tensor]  # of the policy
 
 
 @dataclass(frozen=True)
@@ -114,24 +222,40 @@ class Restored:
     replay: dict[str, Tensor]
 
 
-def restore(checkpoint: Path, learner: Learner) -> Restored:
-    """Load a checkpoint into the learner.
+def read(checkpoint: Path, policy: Policy) -> Saved:
+    """Read a checkpoint, whose files are known to be whole.
 
-    Raises UserError if the files are damaged or belong to another configuration.
+    Raises UserError if it is of a dagflow that this one does not understand, or cannot be read.
     """
     try:
         position = _position(json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
         tensors = load_file(checkpoint / TENSORS)
-        current = learner.policy.read_weights(checkpoint)
-        _load_module(learner.objective, _part(tensors, "objective."))
-        _load_optimizer(learner.optimizer, _part(tensors, "optimizer."))
-        learner.policy.set_weights(current)
+        weights = policy.read_weights(checkpoint)
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise UserError(f"the checkpoint {checkpoint} cannot be restored: {error}") from error
-    return Restored(position, _part(tensors, "rollout.") or current, _part(tensors, "replay."))
+    return Saved(checkpoint, position, tensors, weights)
+
+
+def restore(saved: Saved, learner: Learner) -> Restored:
+    """Put a checkpoint into the learner. Raises UserError if it is of another configuration."""
+    tensors = saved.tensors
+    try:
+        _load_module(learner.objective, _part(tensors, "objective."))
+        _load_optimizer(learner.optimizer, _part(tensors, "optimizer."))
+        learner.policy.set_weights(saved.weights)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise UserError(f"the checkpoint {saved.place} cannot be restored: {error}") from error
+    rollout = _part(tensors, "rollout.") or saved.weights
+    return Restored(saved.position, rollout, _part(tensors, "replay."))
 
 
 def _position(saved: dict[str, Any]) -> Position:
+    known, writer = saved.pop("format", 1), saved.get("version", "an unknown version")
+    if known > FORMAT:
+        raise ValueError(
+            f"dagflow {writer} wrote it in format {known}, and dagflow {__version__} reads "
+            f"up to {FORMAT}: go on with dagflow {writer}"
+        )
     statistics = saved.pop("statistics", {})
     read = {label: Statistics(*numbers) for label, numbers in statistics.items()}
     baseline, levels = saved.pop("gain_baseline", None), saved.pop("levels", None)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dagflow.config import UpdateTable
+from dagflow.engine.processes import ALONE, Processes
 from dagflow.policies.policy import Policy
 from dagflow.types import LogDensity, Objective
 
@@ -21,6 +22,7 @@ class Learner:
     optimizer: torch.optim.AdamW
     settings: UpdateTable
     density: LogDensity
+    processes: Processes = ALONE
 
     @property
     def objective_parameters(self) -> list[nn.Parameter]:
@@ -47,7 +49,11 @@ def set_rates(learner: Learner, factor: float) -> None:
 
 
 def make_learner(
-    policy: Policy, objective: Objective, settings: UpdateTable, density: LogDensity
+    policy: Policy,
+    objective: Objective,
+    settings: UpdateTable,
+    density: LogDensity,
+    processes: Processes = ALONE,
 ) -> Learner:
     """A learner with one AdamW and a group (and learning rate) each for policy and objective."""
     groups = [{"params": policy.parameters(), "lr": settings.learning_rate}]
@@ -57,4 +63,4 @@ def make_learner(
         groups += [flow] if flow["params"] else []
     fused = policy.device.type == "cuda"
     optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=fused)
-    return Learner(policy, objective, optimizer, settings, density)
+    return Learner(policy, objective, optimizer, settings, density, processes)

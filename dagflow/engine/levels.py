@@ -45,7 +45,15 @@ def zero_levels(steps: int) -> Levels:
 def first_levels(
     learner: Learner, path: GaussianPath, sampled: Trajectories, potentials: Tensor
 ) -> Levels:
-    """The levels at which trajectories (B) with these potentials (B, T+1) balance on average."""
+    """The levels at which trajectories (B) with these potentials (B, T+1) balance on average.
+
+    The mean is over those of all processes.
+    """
+    processes = learner.processes
+
+    def mean(values: Tensor) -> Tensor:
+        return processes.gathered(values, sampled.index.tolist()).mean(0)
+
     states, density = sampled.latents, learner.density
     against_base = learner.keeps_base and sampled.log_p_base is not None
     gaps = []
@@ -56,33 +64,30 @@ def first_levels(
             if against_base and sampled.log_p_base is not None
             else gaussian.log_pb(step, states[:, i], states[:, i + 1], density)
         )
-        gaps.append((sampled.log_pf[:, i] - backward).mean())
-    due = [-float(rest) for rest in torch.stack(gaps).flip(0).cumsum(0).flip(0)]
-    flows, log_z = _untrained(learner, path, sampled)
+        gaps.append(sampled.log_pf[:, i] - backward)
+    due = [-float(rest) for rest in mean(torch.stack(gaps, 1)).flip(0).cumsum(0).flip(0)]
+    *flows, log_z = mean(_untrained(learner, path, sampled)).tolist()
     fixed = [value - flow for value, flow in zip(due, flows, strict=True)]
-    rewards = potentials.mean(0)
+    rewards = mean(potentials)
     earned = [float(value) for value in rewards[-1] - rewards[:-1]]
     first, one = states[:, 0], torch.ones((), device=states.device)
-    log_p0 = gaussian.log_normal(first, torch.zeros_like(first), one, density).mean()
+    log_p0 = mean(gaussian.log_normal(first, torch.zeros_like(first), one, density))
     before = 0.0 if against_base else float(log_p0)
     return Levels(tuple(fixed), tuple(earned), (due[0] - before - log_z, float(rewards[-1])))
 
 
 @torch.no_grad()
-def _untrained(
-    learner: Learner, path: GaussianPath, sampled: Trajectories
-) -> tuple[list[float], float]:
-    """Means of what the objective's modules say of each step's first state, and of log Z."""
+def _untrained(learner: Learner, path: GaussianPath, sampled: Trajectories) -> Tensor:
+    """What the objective's modules say of each step's first state, and of log Z, (B, T+1)."""
     objective, device = learner.objective, learner.policy.device
-    flows, log_z, count = [0.0] * path.steps, 0.0, len(sampled.latents)
-    for rows in torch.arange(count).split(learner.settings.microbatch_size):
+    said = torch.zeros(len(sampled.latents), path.steps + 1, device=device)
+    for rows in torch.arange(len(said)).split(learner.settings.microbatch_size):
         embeds = sampled.prompt_embeds[rows].to(device).float()
         if objective.needs.log_z:
-            log_z += float(cast(PartitionObjective, objective).log_z(embeds).sum())
+            said[rows, -1] = cast(PartitionObjective, objective).log_z(embeds)
         if objective.needs.log_flow:
             for i in range(path.steps):
                 times = path.timesteps[i].to(device).expand(len(rows))
                 flow = cast(FlowObjective, objective).flow
-                flows[i] += float(flow(sampled.latents[rows, i].to(device), times, embeds).sum())
-    mean = learner.scale / count
-    return [mean * flow for flow in flows], mean * log_z
+                said[rows, i] = flow(sampled.latents[rows, i].to(device), times, embeds)
+    return learner.scale * said

@@ -10,22 +10,27 @@ from pathlib import Path
 
 
 class JsonLines:
-    """One file of JSON objects, a line each."""
+    """One file of JSON objects, a line each; none in a process that does not write."""
 
-    def __init__(self, path: Path, length: int = 0) -> None:
+    def __init__(self, path: Path | None, length: int = 0) -> None:
         """Open the file and forget what stands after `length` bytes."""
         self.path = path
-        with path.open("ab") as file:
-            file.truncate(min(length, file.tell()))
+        if path:
+            with path.open("ab") as file:
+                file.truncate(min(length, file.tell()))
 
     def write(self, record: Mapping[str, float | int | str]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        if self.path:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
 
-    @property
     def length(self) -> int:
-        """Bytes written so far."""
-        return os.path.getsize(self.path)
+        """Bytes on the disk."""
+        if not self.path:
+            return 0
+        with self.path.open("ab") as file:
+            os.fsync(file.fileno())
+            return file.tell()
 
 
 class Clock:

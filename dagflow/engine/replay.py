@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dagflow.diffusion.path import GaussianPath
+from dagflow.engine.processes import ALONE, Processes
 from dagflow.engine.rollout import noised
 from dagflow.errors import UserError
 from dagflow.policies.policy import Policy
@@ -36,22 +37,40 @@ class Buffer:
     per_prompt: int
     kept: tuple[Kept, ...] = field(default=())  # best first
 
-    def with_more(self, trajectories: Trajectories, rewards: Tensor) -> Buffer:
-        """The buffer after B more trajectories that earned `rewards` (B,)."""
-        latents = trajectories.latents.cpu()
+    def with_more(
+        self,
+        prompts: Sequence[Prompt],
+        rewards: Tensor,
+        here: Trajectories,
+        processes: Processes = ALONE,
+    ) -> Buffer:
+        """The buffer after N more trajectories with these prompts that earned `rewards` (N,).
+
+        Each process has some of them `here`, and all get those that are to be kept.
+        """
+        nothing = torch.empty(0)
         new = [
-            Kept(prompt, latents[k].clone(), float(rewards[k]))
-            for k, prompt in enumerate(trajectories.prompts)
+            Kept(prompt, nothing, reward)
+            for prompt, reward in zip(prompts, rewards.tolist(), strict=True)
         ]
-        best = sorted([*self.kept, *new], key=lambda item: -item.reward)
+        numbers: list[int | None] = [None] * len(self.kept)
+        numbers += range(len(new))
+        candidates = zip([*self.kept, *new], numbers, strict=True)
+        best = sorted(candidates, key=lambda both: -both[0].reward)
         counts: dict[str, int] = {}
-        kept: list[Kept] = []
-        for item in best:
+        kept: list[tuple[Kept, int | None]] = []
+        for item, number in best:
             text = item.prompt.text
             counts[text] = counts.get(text, 0) + 1
             if counts[text] <= self.per_prompt and len(kept) < self.capacity:
-                kept.append(item)
-        return Buffer(self.capacity, self.per_prompt, tuple(kept))
+                kept.append((item, number))
+        wanted = {number for _, number in kept if number is not None}
+        latents = _latents(here, wanted, processes)
+        whole = [
+            item if number is None else item._replace(latents=latents[number])
+            for item, number in kept
+        ]
+        return Buffer(self.capacity, self.per_prompt, tuple(whole))
 
     def tensors(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """What a checkpoint keeps; prompts are numbers in the source's order."""
@@ -76,6 +95,20 @@ class Buffer:
         )
         kept = tuple(Kept(prompts[k], latents, reward) for k, latents, reward in rows)
         return Buffer(self.capacity, self.per_prompt, kept)
+
+
+def _latents(here: Trajectories, wanted: set[int], processes: Processes) -> dict[int, Tensor]:
+    """Of the trajectories with these numbers, wherever they are."""
+
+    def own() -> dict[int, Tensor]:
+        numbers = here.index.tolist()
+        return {
+            k: here.latents[row].to("cpu", copy=True)
+            for row, k in enumerate(numbers)
+            if k in wanted
+        }
+
+    return {k: latents for part in processes.share(own) for k, latents in part.items()}
 
 
 def draw(kept: Sequence[Kept], count: int, source: torch.Generator) -> list[Kept]:

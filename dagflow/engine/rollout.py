@@ -30,13 +30,15 @@ def rollout(
     on_preview: Callable[[int, Tensor], None] | None = None,
     log_p_base: bool = False,
     given: Tensor | None = None,
+    index: Sequence[int] | None = None,
 ) -> Trajectories:
     """One trajectory for each of B prompts, from noise (B, T+1, C, H, W) or along `given` states.
 
     `progress` is called after each step with the number of trajectories that took it, and
     `on_preview` with the state that the step began from, 0 to T-1, and x0hat (B, C, H, W) of its
     text branch.
-    With `log_p_base` the densities under the frozen base model are computed too.
+    With `log_p_base` the densities under the frozen base model are computed too. `index`: their
+    numbers in an epoch, by default from 0.
     """
     states = noise if given is None else given
     assert states is not None
@@ -46,9 +48,9 @@ def rollout(
     latents, log_pf, guided, log_base = [states[:, 0]], [], [], []
     for i in range(path.steps):
         x = latents[-1]
-        index = torch.full((len(x),), i, device=policy.device)
-        step = gaussian.step_from(path, index)
-        times = path.timesteps.to(policy.device)[index]
+        place = torch.full((len(x),), i, device=policy.device)
+        step = gaussian.step_from(path, place)
+        times = path.timesteps.to(policy.device)[place]
         with traced("rollout"), span("rollout"):
             prediction = policy.predict(x, times, embeds)
         x0 = policy.predicted_x0(step.state, x, prediction.guided)
@@ -76,6 +78,7 @@ def rollout(
         noise_pred=torch.stack(guided, 1),
         prompt_embeds=embeds,
         images=images,
+        index=torch.tensor(list(index or range(len(prompts))), device=policy.device),
         log_p_base=torch.stack(log_base, 1) if log_p_base else None,
     )
 

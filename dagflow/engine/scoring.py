@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from queue import Queue
+from queue import Full, Queue
 
 import torch
 from torch import Tensor, nn
@@ -28,20 +28,21 @@ class Background:
     """
 
     def __init__(self, concurrency: int) -> None:
+        self._device = torch.cuda.current_device() if torch.cuda.is_available() else None
         self._jobs: Queue[tuple[Future[Tensor], Callable[[], Tensor]]] = Queue(concurrency)
         self._failure: BaseException | None = None
         for _ in range(concurrency):
             threading.Thread(target=self._work, name="reward", daemon=True).start()
 
-    def submit(self, call: Callable[[], Tensor]) -> Future[Tensor]:
+    def submit(self, call: Callable[[], Tensor], timeout: float | None = None) -> Future[Tensor]:
         """The result to come. Returns at once, or as soon as there is room.
 
-        Raises what an earlier call raised.
+        Raises what an earlier call raised, and queue.Full if there is no room in `timeout` seconds.
         """
         if self._failure:
             raise self._failure
         future: Future[Tensor] = Future()
-        self._jobs.put((future, call))
+        self._jobs.put((future, call), timeout=timeout)
         return future
 
     def close(self) -> None:
@@ -49,6 +50,8 @@ class Background:
         self._failure = self._failure or RuntimeError("the rewards are closed")
 
     def _work(self) -> None:
+        if self._device is not None:
+            torch.cuda.set_device(self._device)  # each thread has its own
         while True:
             self._call(*self._jobs.get())
 
@@ -59,7 +62,8 @@ class Background:
                 raise self._failure
             future.set_result(call())
         except BaseException as error:
-            self._failure = self._failure or error
+            if not isinstance(error, torch.OutOfMemoryError):  # which is tried again, with less
+                self._failure = self._failure or error
             future.set_exception(error)
 
 
@@ -72,7 +76,9 @@ class WeightedReward:
     weight: float
     offset: float = 0.0
     normalise_epochs: int = 0  # standardised by the statistics of so many first epochs; 0: never
-    background: Background | None = None  # None: it is asked between other work, in this thread
+    background: Background | None = None  # the threads that ask it; None: the caller's
+    overlaps: bool = True  # with other work; else the caller waits for those threads
+    timeout: float | None = None  # seconds to wait for an answer of those threads
 
 
 def place(reward: Reward, device: torch.device) -> Reward:
@@ -83,26 +89,58 @@ def place(reward: Reward, device: torch.device) -> Reward:
 
 
 def ask(rewards: Sequence[WeightedReward], images: Tensor, prompts: Sequence[Prompt]) -> Scores:
-    """Have R rewards score the images; those with a `background` do so while the caller goes on.
+    """Have R rewards score the images; those that overlap do so while the caller goes on.
 
     images: float32 (B, 3, height, width) in [0, 1]. Returns a function that waits for the scores,
-    without weights. This or that raises PluginError if a reward raises or returns a wrong shape or
-    a value that is not finite, naming the reward and the prompt.
+    without weights. This or that raises PluginError if a reward raises, does not answer in time, or
+    returns a wrong shape or a value that is not finite, naming the reward and the prompt.
     """
-    pending = {
-        item.label: item.background.submit(partial(_ask, item, images, prompts))
+    later = {
+        item.label: _submitted(item, images, prompts)
         for item in rewards
-        if item.background
+        if item.background and item.overlaps
     }
-    done = {item.label: _ask(item, images, prompts) for item in rewards if not item.background}
+    done = {}
+    for item in rewards:
+        if item.label not in later:
+            with span("reward"):
+                done[item.label] = (
+                    _submitted(item, images, prompts)()
+                    if item.background
+                    else _ask(item, images, prompts)
+                )
     none = torch.zeros(0, len(images), device=images.device)
 
     def scores() -> Tensor:
         with span("waiting"):
-            answers = done | {label: future.result() for label, future in pending.items()}
+            answers = done | {label: answer() for label, answer in later.items()}
         return torch.stack([answers[item.label] for item in rewards]) if rewards else none
 
     return scores
+
+
+def _submitted(item: WeightedReward, images: Tensor, prompts: Sequence[Prompt]) -> Scores:
+    """The answer (B,) of a reward with threads, to be waited for."""
+    assert item.background
+    try:
+        future = item.background.submit(partial(_ask, item, images, prompts), item.timeout)
+    except Full:
+        raise _too_late(item) from None
+
+    def answer() -> Tensor:
+        try:
+            return future.result(item.timeout)
+        except TimeoutError:
+            raise _too_late(item) from None
+
+    return answer
+
+
+def _too_late(item: WeightedReward) -> PluginError:
+    return PluginError(
+        f"reward '{item.label}' did not answer within {item.timeout:g} seconds (its setting "
+        f"timeout)"
+    )
 
 
 def total(rewards: Sequence[WeightedReward], raw: Tensor) -> Tensor:
@@ -116,8 +154,7 @@ def total(rewards: Sequence[WeightedReward], raw: Tensor) -> Tensor:
 @torch.no_grad()  # here, because other threads do not inherit it
 def _ask(item: WeightedReward, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
     try:
-        with span("reward"):
-            values = item.reward(images, prompts)
+        values = item.reward(images, prompts)
     except torch.OutOfMemoryError:
         raise
     except PluginError as error:  # it says itself what happened

@@ -10,6 +10,16 @@ from dagflow.diffusion.noise import Stream, generator
 from dagflow.types import Needs
 
 
+def shares(windows: list[Tensor], size: int) -> list[list[int]]:
+    """Which trajectories each of `size` processes has, in order of their numbers.
+
+    They are dealt out in the order in which windows meet them, so that in each window all have as
+    many of them, +- 1.
+    """
+    met = list(dict.fromkeys(torch.cat(windows)[:, 0].tolist()))
+    return [sorted(met[rank::size]) for rank in range(size)]
+
+
 def cut(config: Config, epoch: int, steps: int, needs: Needs) -> list[Tensor]:
     """One window of transitions for each optimizer step, (M, 2) int64: trajectory, step.
 

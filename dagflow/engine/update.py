@@ -6,6 +6,9 @@ window passes twice: without gradient first, for the numbers; then each micro-ba
 loss's gradient at those numbers. Memory depends on neither T nor the size of the window. A window
 that is a single micro-batch passes once.
 
+Each process passes its own transitions. Numbers that depend on those of others are shared, as few
+per transition as an objective is told, and gradients are added up once, before the step.
+
 Each state is passed and evaluated once in a pass. Potentials of the current network rest on the
 same pass; where an objective wants those of all the window first, the text branch alone passes
 before.
@@ -13,8 +16,9 @@ before.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -24,8 +28,17 @@ from torch import Tensor, nn
 from dagflow.diffusion import path as gaussian
 from dagflow.engine.learner import Learner
 from dagflow.engine.potentials import CurrentPotentials
-from dagflow.engine.window import Window, as_trajectories, flows, joined, numbers, whole_window
-from dagflow.errors import PluginError, RunError, raised
+from dagflow.engine.window import (
+    Window,
+    as_trajectories,
+    flows,
+    joined,
+    log_z,
+    numbers,
+    of_all,
+    whole_window,
+)
+from dagflow.errors import NotFinite, PluginError, raised
 from dagflow.profiling import span, traced
 from dagflow.types import Transitions
 
@@ -42,23 +55,27 @@ class Passed(NamedTuple):
 def update(learner: Learner, given: Window | CurrentPotentials) -> dict[str, float]:
     """One step of policy and objective on all transitions of a window; returns its metrics.
 
-    Of a window whose potentials are the current network's, those are filled in. Raises RunError,
+    Of a window whose potentials are the current network's, those are filled in. Raises NotFinite,
     before the step, if a loss or gradient is not finite.
     """
     current = given if isinstance(given, CurrentPotentials) else None
     window = given.window if isinstance(given, CurrentPotentials) else given
-    metrics = Averages()
-    if learner.objective.needs.trajectories:
-        _whole_trajectories(learner, window, current, metrics)
-    else:
-        _single_transitions(learner, window, current, metrics)
-    return {**metrics.means(), **_step(learner, learner.policy.parameters())}
+
+    def gradients() -> Averages:
+        metrics = Averages()
+        if learner.objective.needs.trajectories:
+            _whole_trajectories(learner, window, current, metrics)
+        else:
+            _single_transitions(learner, window, current, metrics)
+        return metrics
+
+    return _step(learner, learner.processes.share(gradients), learner.policy.parameters())
 
 
 def _whole_trajectories(
     learner: Learner, window: Window, current: CurrentPotentials | None, metrics: Averages
 ) -> None:
-    parts = window.parts(learner.settings.microbatch_size)
+    parts, total = window.parts(learner.settings.microbatch_size), window.total
     together = _policy(learner, window, current) if len(parts) == 1 else None
     with torch.no_grad():
         log_pf = [(together or _policy(learner, part, current)).log_pf for part in parts]
@@ -70,7 +87,7 @@ def _whole_trajectories(
             passed = together or _policy(learner, part, None)
             through_policy = (passed.log_pf * slope["log_pf"]).sum()
             through_flow = _through_flow(learner, part, slope)
-            penalty = _penalty(learner, part, passed.guided, len(window.rows), metrics)
+            penalty = _penalty(learner, part, passed.guided, total, metrics)
             with span("backward"):
                 (through_policy + through_flow + penalty).backward()
         _log_ratio(learner, part, passed.log_pf, metrics)
@@ -89,8 +106,8 @@ def _single_transitions(
                 current.complete(part)
             leaf = passed.log_pf.detach().requires_grad_()
             batch = numbers(learner, part, leaf, whole)
-            _objective_backward(learner, batch, len(window.rows), metrics)
-            loss = _penalty(learner, part, passed.guided, len(window.rows), metrics)
+            _objective_backward(learner, batch, window.total, metrics)
+            loss = _penalty(learner, part, passed.guided, window.total, metrics)
             if leaf.grad is not None:
                 loss = loss + (passed.log_pf * leaf.grad).sum()
             with span("backward"):
@@ -100,20 +117,24 @@ def _single_transitions(
 
 def warm_up(learner: Learner, window: Window) -> dict[str, float]:
     """One step of the objective's own parameters alone, with the rollout's log_pf."""
-    metrics = Averages()
     parts = window.parts(learner.settings.microbatch_size)
-    if learner.objective.needs.trajectories:
-        slopes = _slopes(learner, window, [part.log_pf_old for part in parts], metrics)
-        for part, slope in zip(parts, slopes, strict=True):
-            if learner.objective.needs.log_flow:
-                with span("flow"):
-                    _through_flow(learner, part, slope).backward()
-    else:
-        whole = whole_window(learner, window)
-        for part in parts:
-            batch = numbers(learner, part, part.log_pf_old.requires_grad_(), whole)
-            _objective_backward(learner, batch, len(window.rows), metrics)
-    return {**metrics.means(), **_step(learner, [])}
+
+    def gradients() -> Averages:
+        metrics = Averages()
+        if learner.objective.needs.trajectories:
+            slopes = _slopes(learner, window, [part.log_pf_old for part in parts], metrics)
+            for part, slope in zip(parts, slopes, strict=True):
+                if learner.objective.needs.log_flow:
+                    with span("flow"):
+                        _through_flow(learner, part, slope).backward()
+        else:
+            whole = whole_window(learner, window)
+            for part in parts:
+                batch = numbers(learner, part, part.log_pf_old.requires_grad_(), whole)
+                _objective_backward(learner, batch, window.total, metrics)
+        return metrics
+
+    return _step(learner, learner.processes.share(gradients), [])
 
 
 def _policy(learner: Learner, part: Window, current: CurrentPotentials | None) -> Passed:
@@ -138,25 +159,33 @@ def _slopes(
     """Gradients of the mean loss of whole trajectories, for each micro-batch of transitions.
 
     Of log_pf and, where the objective has them, of the flows; other parameters of the objective
-    get theirs at once.
+    get theirs at once. The loss is that of all processes' trajectories, in each of them.
     """
     size = learner.settings.microbatch_size
     parts = window.parts(size)
-    with torch.no_grad():
-        told = [numbers(learner, part, p, None) for part, p in zip(parts, log_pf, strict=True)]
-    flat = joined(told)
+
+    @torch.no_grad()
+    def told() -> Transitions | None:
+        pairs = zip(parts, log_pf, strict=True)
+        flat = [numbers(learner, part, values, None) for part, values in pairs]
+        return as_trajectories(learner, window, joined(flat)) if flat else None
+
+    whole, own = of_all(learner, told)
     leaves = {
-        name: values.detach().clone().requires_grad_()
-        for name in ("log_pf", *FLOWS)
-        if (values := getattr(flat, name)) is not None
+        name: values.clone().requires_grad_()
+        for name in ("log_pf", "log_z", *FLOWS)
+        if (values := getattr(whole, name)) is not None
     }
-    batch = as_trajectories(learner, window, replace(flat, **leaves))
-    _objective_backward(learner, batch, len(batch.log_pf), metrics)
+    batch = replace(whole, **leaves)
+    _objective_backward(learner, batch, len(batch.log_pf), metrics, learner.processes.size)
     slopes = {
-        name: (torch.zeros_like(leaf) if leaf.grad is None else leaf.grad).split(size)
+        name: (torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)[own]
         for name, leaf in leaves.items()
     }
-    return [{name: values[k] for name, values in slopes.items()} for k in range(len(parts))]
+    if "log_z" in slopes and parts:
+        (log_z(learner, window) * slopes.pop("log_z")).sum().backward()
+    split = {name: values.flatten().split(size) for name, values in slopes.items()}
+    return [{name: values[k] for name, values in split.items()} for k in range(len(parts))]
 
 
 def _through_flow(learner: Learner, part: Window, slope: Mapping[str, Tensor]) -> Tensor:
@@ -184,9 +213,12 @@ def _log_ratio(learner: Learner, part: Window, log_pf: Tensor, metrics: Averages
 
 
 def _objective_backward(
-    learner: Learner, batch: Transitions, total: int, metrics: Averages
+    learner: Learner, batch: Transitions, total: int, metrics: Averages, times: int = 1
 ) -> None:
-    """Gradients of the mean loss, for the objective's own parameters and the leaves."""
+    """Gradients of the mean loss, for the objective's own parameters and the leaves.
+
+    `times`: how many processes do the same. What each adds to the parameters is its share of that.
+    """
     count = len(batch.log_pf)
     try:
         loss, extra = learner.objective(batch)
@@ -194,6 +226,10 @@ def _objective_backward(
             raise ValueError(f"the loss has shape {tuple(loss.shape)}, not ({count},)")
         with span("flow"):
             (loss.sum() / total).backward()
+        if times > 1:
+            for parameter in learner.objective_parameters:
+                if parameter.grad is not None:
+                    parameter.grad /= times
         for name, values in {"loss": loss, **extra}.items():
             metrics.add(name, values)
     except torch.OutOfMemoryError:
@@ -201,15 +237,20 @@ def _objective_backward(
     except Exception as error:
         name = type(learner.objective).__name__
         raise PluginError(f"objective {name} {raised(error)}") from error
-    if not loss.isfinite().all():
-        raise RunError("the loss is not finite; the step was not taken")
 
 
-def _step(learner: Learner, policy_parameters: list[nn.Parameter]) -> dict[str, float]:
-    """Clip each group, step, and forget the gradients.
+def _step(
+    learner: Learner, told: Sequence[Averages], policy_parameters: list[nn.Parameter]
+) -> dict[str, float]:
+    """Add up the processes' gradients, clip each group, step, and forget the gradients.
 
     Losses are squares of log-densities, so the norm at which to clip grows with scale squared.
+    Returns the metrics, of all processes, and the norms.
     """
+    metrics = means(told)
+    if not math.isfinite(metrics["loss"]):
+        raise NotFinite("the loss is not finite; the step was not taken")
+    learner.processes.sum_gradients([*policy_parameters, *learner.objective_parameters])
     limit = learner.settings.max_grad_norm * learner.scale**2
     norms = {}
     groups = {"policy": policy_parameters, "flow": learner.objective_parameters}
@@ -218,23 +259,30 @@ def _step(learner: Learner, policy_parameters: list[nn.Parameter]) -> dict[str, 
             norm = nn.utils.clip_grad_norm_(parameters, limit)
             norms[f"{name}_grad_norm"] = float(norm)
             if not norm.isfinite():
-                raise RunError(f"the gradient of the {name} is not finite; the step was not taken")
+                raise NotFinite(f"the gradient of the {name} is not finite; the step was not taken")
     with span("optimizer"):
         learner.optimizer.step()
         learner.optimizer.zero_grad(set_to_none=True)
-    return norms
+    return {**metrics, **norms}
 
 
 class Averages:
-    """Means over the items of all micro-batches, by name."""
+    """Sums over the items of all micro-batches, and their number, by name."""
 
     def __init__(self) -> None:
-        self._sums: defaultdict[str, float] = defaultdict(float)
-        self._counts: defaultdict[str, int] = defaultdict(int)
+        self.sums: defaultdict[str, float] = defaultdict(float)
+        self.counts: defaultdict[str, int] = defaultdict(int)
 
     def add(self, name: str, values: Tensor) -> None:
-        self._sums[name] += float(values.detach().sum())
-        self._counts[name] += values.numel()
+        self.sums[name] += float(values.detach().sum())
+        self.counts[name] += values.numel()
 
-    def means(self) -> Mapping[str, float]:
-        return {name: self._sums[name] / self._counts[name] for name in self._sums}
+
+def means(told: Sequence[Averages]) -> dict[str, float]:
+    """Over the items of all processes."""
+    every = Averages()
+    for averages in told:
+        for name in averages.sums:
+            every.sums[name] += averages.sums[name]
+            every.counts[name] += averages.counts[name]
+    return {name: every.sums[name] / every.counts[name] for name in every.sums}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from hashlib import sha256
 from typing import cast
 
 import torch
@@ -22,7 +24,7 @@ OF_TRAJECTORIES = ("log_reward", "trajectory", "prompt")  # one number each, not
 
 @dataclass(frozen=True)
 class Window:
-    """The transitions of one optimizer step, and what they are made of.
+    """The transitions of one optimizer step that are this process's, and what they are made of.
 
     For an objective on whole trajectories, `rows` holds all steps of one after those of another.
     """
@@ -34,6 +36,12 @@ class Window:
     beta: float
     final_beta: float
     levels: Levels
+    everywhere: int | None = None  # transitions of the step in all processes; None: these are all
+
+    @property
+    def total(self) -> int:
+        """How many transitions the step has in all processes."""
+        return len(self.rows) if self.everywhere is None else self.everywhere
 
     def with_potentials(self, potentials: Tensor) -> Window:
         """The same with other potentials."""
@@ -41,7 +49,7 @@ class Window:
 
     def part(self, rows: Tensor) -> Window:
         """The same with fewer rows."""
-        return replace(self, rows=rows)
+        return replace(self, rows=rows, everywhere=self.total)
 
     def parts(self, size: int) -> list[Window]:
         """In micro-batches of `size` rows."""
@@ -101,15 +109,21 @@ def numbers(
 def _rewards(part: Window, b: Tensor) -> dict[str, Tensor]:
     """What trajectories b earned, times beta, and which trajectory and prompt each one is.
 
-    A prompt's number is that of the first trajectory with the same text: what the policy is told.
+    A prompt's number is a hash of its text, which is what the policy is told: the same in all
+    processes.
     """
     texts = [prompt.text for prompt in part.trajectories.prompts]
-    first = {text: k for k, text in reversed(list(enumerate(texts)))}
     return {
         "log_reward": part.beta * part.potentials[b, -1],
-        "trajectory": b,
-        "prompt": torch.tensor([first[texts[k]] for k in b.tolist()], device=b.device),
+        "trajectory": part.trajectories.index[b],
+        "prompt": torch.tensor([_hash(texts[k]) for k in b.tolist()], device=b.device),
     }
+
+
+@lru_cache(maxsize=4096)
+def _hash(text: str) -> int:
+    """63 bits."""
+    return int.from_bytes(sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def flows(learner: Learner, part: Window) -> tuple[Tensor, Tensor]:
@@ -144,15 +158,44 @@ def log_flow(learner: Learner, part: Window, b: Tensor, i: Tensor) -> Tensor:
 
 @torch.no_grad()
 def whole_window(learner: Learner, window: Window) -> Transitions | None:
-    """The numbers of the whole window with the rollout's log_pf, if the objective asks for them."""
+    """The numbers of all processes' windows under the rollout's network, where wanted."""
     if not learner.objective.needs.window:
         return None
     parts = window.parts(learner.settings.microbatch_size)
-    return joined([numbers(learner, part, part.log_pf_old, None) for part in parts])
+
+    def told() -> Transitions | None:
+        told = [numbers(learner, part, part.log_pf_old, None) for part in parts]
+        return joined(told) if told else None
+
+    return of_all(learner, told)[0]
+
+
+def of_all(learner: Learner, told: Callable[[], Transitions | None]) -> tuple[Transitions, slice]:
+    """What all processes tell, in the order of ranks, and where in it this one's own stands."""
+    device = torch.device("cpu") if learner.processes.size > 1 else learner.policy.device
+    found = learner.processes.share(lambda: on(told(), device))
+    present = [part for part in found if part is not None]
+    counts = [0 if part is None else len(part.log_pf) for part in found]
+    begin, rank = sum(counts[: learner.processes.rank]), learner.processes.rank
+    whole = on(joined(present), learner.policy.device)
+    assert whole is not None
+    return whole, slice(begin, begin + counts[rank])
+
+
+def on(told: Transitions | None, device: torch.device) -> Transitions | None:
+    """The same, without gradient, on a device."""
+    if told is None:
+        return None
+    columns = {
+        name: values.detach().to(device)
+        for name in (field.name for field in fields(Transitions))
+        if isinstance(values := getattr(told, name), Tensor)
+    }
+    return replace(told, **columns)  # type: ignore[arg-type]
 
 
 def joined(parts: Sequence[Transitions]) -> Transitions:
-    """Several micro-batches as one."""
+    """Several micro-batches, at least one, as one."""
     columns = {
         name: torch.cat([getattr(part, name) for part in parts])
         for name in (field.name for field in fields(Transitions))
@@ -177,7 +220,13 @@ def as_trajectories(learner: Learner, window: Window, flat: Transitions) -> Tran
     one = torch.ones((), device=first.device)
     columns["log_p0"] = gaussian.log_normal(first, torch.zeros_like(first), one, learner.density)
     if learner.objective.needs.log_z:
-        module = cast(PartitionObjective, learner.objective).log_z
-        learned = learner.scale * module(trajectories.prompt_embeds[b].float())
-        columns["log_z"] = learned + window.levels.of_log_z(window.beta)
+        columns["log_z"] = log_z(learner, window)
     return replace(flat, **columns)  # type: ignore[arg-type]
+
+
+def log_z(learner: Learner, window: Window) -> Tensor:
+    """log Z of each whole trajectory's prompt, (B,), in units of the log-density."""
+    b = window.places()[0][:: window.path.steps]
+    module = cast(PartitionObjective, learner.objective).log_z
+    learned: Tensor = learner.scale * module(window.trajectories.prompt_embeds[b].float())
+    return learned + window.levels.of_log_z(window.beta)

@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 
 from dagflow import UserError
 from dagflow.engine.checkpoint import Position, checkpoints
-from dagflow.errors import NotSaved
-from dagflow.prepare import Interrupted
+from dagflow.errors import Interrupted, NotSaved
 from dagflow.train import resume, start
 from tests.conftest import Silent
 
@@ -99,9 +98,22 @@ def test_metrics_after_the_checkpoint_are_forgotten_on_resume(make_run, tmp_path
 
 
 def test_old_checkpoints_go_and_nothing_partial_stays(make_run, tmp_path: Path) -> None:
-    start(make_run(epochs=4, checkpoint={"keep": 2}))
-    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert names == ["epoch-0003", "epoch-0004"]
+    start(make_run(epochs=4, checkpoint={"keep": 2, "keep_best": False}))
+    folder = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["epoch-0003", "epoch-0004", "latest"]
+    assert (folder / "latest").resolve() == folder / "epoch-0004"
+
+
+def test_the_checkpoint_whose_images_were_best_stays(make_run, tmp_path: Path) -> None:
+    start(make_run(epochs=5, checkpoint={"keep": 1}))
+    folder = tmp_path / "run" / "checkpoints"
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    gains = {line["epoch"] - 1: line["gain"] for line in lines if "gain" in line}
+    del gains[0]  # sampled by the base model
+    best = max(gains, key=gains.__getitem__)
+    assert (folder / "best").resolve().name == f"epoch-{best:04d}"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"best", "latest", "epoch-0005", f"epoch-{best:04d}"}
 
 
 def test_names_of_checkpoints_sort_in_the_order_of_time() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dagflow.engine.checkpoint import checkpoints
 from dagflow.engine.normalise import Statistics, learn, normalised, summary
 from dagflow.engine.scoring import WeightedReward, total
-from dagflow.prepare import Interrupted
+from dagflow.errors import Interrupted
 from dagflow.train import resume, start
 
 TWO = {

@@ -21,20 +21,25 @@ def trajectories(prompts: list[Prompt]) -> Trajectories:
     count = len(prompts)
     zeros = torch.zeros(count, 2)
     latents = torch.arange(count).float().view(-1, 1, 1, 1, 1).expand(count, 3, 1, 1, 1)
-    return Trajectories(tuple(prompts), latents, zeros, zeros, zeros, zeros)
+    index = torch.arange(count)
+    return Trajectories(tuple(prompts), latents, zeros, zeros, zeros, zeros, index)
+
+
+def more(buffer: Buffer, here: Trajectories, rewards: torch.Tensor) -> Buffer:
+    return buffer.with_more(here.prompts, rewards, here)
 
 
 def test_the_best_stay_and_no_prompt_has_more_than_its_share() -> None:
     buffer = Buffer(capacity=3, per_prompt=2)
-    buffer = buffer.with_more(trajectories([A, A, A, B]), torch.tensor([1.0, 3.0, 2.0, 0.0]))
+    buffer = more(buffer, trajectories([A, A, A, B]), torch.tensor([1.0, 3.0, 2.0, 0.0]))
     assert [(k.prompt.text, k.reward) for k in buffer.kept] == [("a", 3), ("a", 2), ("b", 0)]
-    buffer = buffer.with_more(trajectories([B, B]), torch.tensor([5.0, -1.0]))
+    buffer = more(buffer, trajectories([B, B]), torch.tensor([5.0, -1.0]))
     assert [(k.prompt.text, k.reward) for k in buffer.kept] == [("b", 5), ("a", 3), ("a", 2)]
 
 
 def test_a_checkpoint_gives_back_the_same_buffer() -> None:
     prompts = [B, A]
-    buffer = Buffer(4, 4).with_more(trajectories([A, B]), torch.tensor([1.0, 2.0]))
+    buffer = more(Buffer(4, 4), trajectories([A, B]), torch.tensor([1.0, 2.0]))
     again = Buffer(4, 4).restored(buffer.tensors(prompts), prompts)
     assert [(k.prompt, k.reward) for k in again.kept] == [(k.prompt, k.reward) for k in buffer.kept]
     assert all(
@@ -45,7 +50,7 @@ def test_a_checkpoint_gives_back_the_same_buffer() -> None:
 def test_noised_trajectories_follow_q(make_run) -> None:
     """Each step is drawn from N(a x_s, v), so what is left after both is a standard normal."""
     run = make_run()
-    kept = Buffer(8, 8).with_more(first_epoch(run), torch.zeros(4)).kept
+    kept = more(Buffer(8, 8), first_epoch(run), torch.zeros(4)).kept
     states = renoised(run.path, list(kept) * 8, torch.Generator().manual_seed(0))
     for i in range(run.path.steps):
         step = gaussian.step_from(run.path, torch.full((len(states),), i))
@@ -64,7 +69,7 @@ def test_replayed_trajectories_are_retraced_by_the_present_network(make_run) -> 
     run = make_run(objective={"name": "db"}, replay=replay)
     before = collect(run, 0, {}, run.policy.weights(), Buffer(8, 8), Clock())
     assert len(before.trajectories.prompts) == 4  # the buffer is empty, so all are sampled
-    buffer = Buffer(8, 8).with_more(before.trajectories, before.final)
+    buffer = more(Buffer(8, 8), before.trajectories, before.final)
     for parameter in run.policy.parameters():
         parameter.data += 0.02
     data = collect(run, 1, {}, run.policy.weights(), buffer, Clock())
@@ -118,7 +123,7 @@ def test_objectives_that_need_fresh_samples_refuse_old_ones(make_run, name) -> N
 
 def test_a_resumed_run_with_a_buffer_writes_the_same_bytes(make_run, tmp_path) -> None:
     from dagflow import train
-    from dagflow.prepare import Interrupted
+    from dagflow.errors import Interrupted
 
     settings = {
         "objective": {"name": "tb"},

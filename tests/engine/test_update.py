@@ -241,7 +241,10 @@ def test_rewards_come_with_their_trajectory_and_prompt(make_run) -> None:
     torch.testing.assert_close(batch.log_reward, earned)
     assert torch.equal(batch.trajectory, b)
     assert torch.equal(batch.window.trajectory, window.rows[:, 0])
-    assert batch.window.prompt.tolist() == [int(k) // 2 * 2 for k in window.rows[:, 0]]
+    texts = [window.trajectories.prompts[int(k)].text for k in window.rows[:, 0]]
+    numbers = dict(zip(texts, batch.window.prompt.tolist(), strict=True))
+    assert [numbers[text] for text in texts] == batch.window.prompt.tolist()
+    assert len({*numbers.values()}) == len(numbers) == 2
     assert batch.prompt.dtype == batch.trajectory.dtype == torch.int64
     assert (batch.log_pb, batch.log_flow, batch.log_flow_next) == (None, None, None)
 

@@ -1,0 +1,80 @@
+"""Start and supervise the processes of a run, through torch's elastic launcher."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from dataclasses import dataclass
+
+from dagflow.cli.console import complain
+from dagflow.errors import UserError
+
+INTERRUPTED, FAILED = 130, 1
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # passed on to the processes
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What is to be started where."""
+
+    processes: int  # on this machine
+    nodes: int = 1
+    node: int = 0  # this machine's place among them
+    address: str = "localhost"  # of machine 0
+    port: int = 29500
+
+    def __post_init__(self) -> None:
+        """Raises UserError for machines that cannot be."""
+        if self.node >= self.nodes:
+            raise UserError(
+                f"--node-rank {self.node} of --nnodes {self.nodes}: ranks count from 0 to "
+                f"{self.nodes - 1}."
+            )
+        if self.nodes > 1 and self.address == "localhost":
+            raise UserError("several machines need --master-addr, the address of machine 0.")
+
+
+def is_launched() -> bool:
+    """Whether a launcher has started this process, and it is one of a group."""
+    return "LOCAL_RANK" in os.environ
+
+
+def launch(machines: Machines, hint: str) -> int:
+    """Run this very command in several processes, and return the exit code of the group.
+
+    `hint` is printed where a process did not say itself why it ended.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # it repeats what ours say
+    several = machines.nodes > 1
+    threads = max(1, (os.cpu_count() or 1) // machines.processes)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    config = LaunchConfig(
+        min_nodes=machines.nodes,
+        max_nodes=machines.nodes,
+        nproc_per_node=machines.processes,
+        run_id="dagflow",
+        rdzv_backend="static" if several else "c10d",
+        rdzv_endpoint=f"{machines.address}:{machines.port if several else 0}",
+        rdzv_configs={"rank": machines.node, "timeout": 900} if several else {"timeout": 900},
+        max_restarts=0,
+        signals_to_handle=SIGNALS,
+    )
+    command = ["-m", "dagflow", *sys.argv[1:]]
+    try:
+        elastic_launch(config, entrypoint=sys.executable)(*command)
+    except SignalException:
+        return INTERRUPTED
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode >= 0:
+            return failure.exitcode
+        name = signal.Signals(-failure.exitcode).name
+        complain("Failed", f"process {rank} was ended by {name}, and the others stopped.\n{hint}")
+        return FAILED
+    return 0

@@ -1,0 +1,184 @@
+"""Run a configuration, in one process or in several, and say what came of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from dagflow import RunError, UserError
+from dagflow.cli.console import err, out
+from dagflow.cli.launch import INTERRUPTED, Machines, is_launched, launch
+from dagflow.plugins import load_plugins
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dagflow.config import Config
+    from dagflow.engine.processes import Processes
+    from dagflow.outcome import Outcome
+    from dagflow.prepare import Run
+    from dagflow.truth import Truth
+
+REQUESTS = ("SIGINT", "SIGTERM", "SIGUSR1")  # to save and end; schedulers send the latter two
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A run to go on with, and the checkpoint to go on from; by default the newest."""
+
+    folder: Path
+    place: str = ""
+
+    @classmethod
+    def named(cls, text: str) -> Resumed:
+        """RUN or RUN@EPOCH."""
+        folder, at, place = text.rpartition("@")
+        if at and not Path(text).exists():
+            if not place:
+                raise UserError(f"'{text}': after @ the number of an epoch is due.")
+            return cls(Path(folder), place)
+        return cls(Path(text))
+
+
+def run(
+    resolve: Callable[[], Config],
+    machines: Machines,
+    profile: bool,
+    resumed: Resumed | None = None,
+) -> None:
+    """Train. The main process resolves the configuration, and alone prints."""
+    if is_launched():
+        from dagflow.engine.processes import processes
+
+        with processes() as group:
+            _train(group.from_main(resolve), group, profile, resumed)
+        return
+    resolved = resolve()
+    if machines.processes * machines.nodes > 1:
+        raise typer.Exit(launch(machines, _way_on(resolved.output)))
+    from dagflow.engine.processes import ALONE
+
+    _train(resolved, ALONE, profile, resumed)
+
+
+def _train(resolved: Config, group: Processes, profile: bool, resumed: Resumed | None) -> None:
+    from dagflow import train
+    from dagflow.cli.display import Display, Silent, profile_table
+    from dagflow.errors import Interrupted
+    from dagflow.prepare import prepare
+    from dagflow.profiling import profiled
+
+    display = Display(err, resolved.stop_at_gain > 0) if group.is_main else None
+    profiles = None
+    with display or nullcontext(), _stoppable(group.is_main) as stop_asked:
+        registry, watcher = load_plugins(), display or Silent()
+        prepared = group.together(lambda: prepare(resolved, registry, watcher, stop_asked, group))
+        watch = profiled(prepared.folder / "profile") if profile and group.is_main else None
+        try:
+            with watch or nullcontext() as profiles:
+                outcome = (
+                    train.resume(prepared, resumed.place) if resumed else train.start(prepared)
+                )
+        except Interrupted:
+            if display:
+                display.stop()
+                err.print(f"Interrupted and saved. {_way_on(resolved.output)}")
+            raise typer.Exit(INTERRUPTED) from None
+        except RunError as error:
+            hint = f"What was done before is saved. {_way_on(resolved.output)}"
+            raise RunError(f"{error}\n{hint}") from error
+    if not group.is_main:
+        return
+    _summarise(prepared, outcome)
+    if profiles:
+        out.print(f"profile   {profiles.folder}")
+        out.print(profile_table(profiles))
+
+
+def _way_on(folder: str) -> str:
+    return f"Go on with: dagflow train --resume {folder}"
+
+
+@contextmanager
+def _stoppable(prints: bool) -> Iterator[Callable[[], bool]]:
+    """Make a signal a request, and a second Ctrl-C an end at once.
+
+    The end of the process that started this one, such as a launcher, is a request as well.
+    """
+    asked: list[int] = []
+    parent = os.getppid()
+
+    def handler(number: int, *_: object) -> None:
+        if number == signal.SIGINT and number in asked:
+            raise KeyboardInterrupt
+        if prints and not asked:
+            err.print("Stopping after this step (Ctrl-C again: at once) ...")
+        asked.append(number)
+
+    known = [getattr(signal, name) for name in REQUESTS if hasattr(signal, name)]
+    previous = {number: signal.signal(number, handler) for number in known}
+    try:
+        yield lambda: bool(asked) or (is_launched() and os.getppid() != parent)
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+def _summarise(run: Run, outcome: Outcome) -> None:
+    comparison, stopped = outcome.comparison, outcome.stopped
+    if stopped is not None:
+        out.print(
+            f"stopped   after epoch {stopped.epochs} of {run.config.epochs}: the reward rose by "
+            f"{stopped.gain:.2f} deviations (stop_at_gain = {run.config.stop_at_gain:g})"
+        )
+    out.print(f"pictures  {run.folder / 'samples'}")
+    out.print(f"metrics   {run.folder / 'metrics.jsonl'}")
+    kind = "LoRA" if "lora" in run.policy.WEIGHTS_FILE else "weights"
+    out.print(f"{kind:<9} {outcome.checkpoint}")
+    if run.config.objective.divergence is not None:
+        out.print(f"beta      {outcome.beta:.4g} (found for {run.config.objective.beta})")
+    if comparison is not None:
+        out.print(f"report    {run.folder / 'report.json'}")
+        if len(comparison.scores) > 1:
+            for label, scores in comparison.scores.items():
+                out.print(f"{label}: {_change(comparison.base_scores[label], scores)}")
+        change = _change(comparison.base_rewards, comparison.rewards)
+        out.print(f"reward on {len(comparison.rewards)} held-out seeds: {change}")
+        if "slope" in comparison.temperature:
+            out.print(_temperature(run, outcome))
+    if outcome.truth is not None:
+        out.print(_distances(outcome.truth))
+
+
+def _temperature(run: Run, outcome: Outcome) -> str:
+    """The measured slope of log-density against reward, beside what it should become."""
+    assert outcome.comparison is not None
+    found = outcome.comparison.temperature
+    scale = 1 if run.learner.density == "sum" else prod(run.policy.latent_shape)
+    return (
+        f"slope of log-density against reward: {found['slope']:.4g} (in proportion: "
+        f"{outcome.beta * scale:.4g}), effective samples {found['ess']:.0%}"
+    )
+
+
+def _distances(truth: Truth) -> str:
+    """Of each set of samples from the known target."""
+    parts = (f"{name} {value.total_variation:.3f}" for name, value in truth.distances.items())
+    return f"total variation from the target: {', '.join(parts)}"
+
+
+def _change(base: Tensor, now: Tensor) -> str:
+    from dagflow.evaluate import standard_error
+
+    change, error = float((now - base).mean()), standard_error(now - base)
+    errors = f" ({abs(change) / error:.1f} standard errors)" if error else ""
+    means = f"base {float(base.mean()):.4f}, trained {float(now.mean()):.4f}"
+    return f"{means}, change {change:+.4f} +- {error:.4f}{errors}"

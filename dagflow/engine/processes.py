@@ -1,0 +1,208 @@
+"""The processes of a run: which one this is, and where they meet.
+
+Between two meetings each works by itself on its own share; at a meeting all learn what the others
+found, or that one of them failed. So no process waits for one that has given up, and all agree on
+what happened. Gradients meet once in an optimizer step.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+
+from dagflow.errors import (
+    Interrupted,
+    NotSaved,
+    PluginError,
+    ProcessLost,
+    RunError,
+    UserError,
+    described,
+)
+
+T = TypeVar("T")
+PATIENCE = timedelta(hours=2)  # with a process that is alive and does not come to a meeting
+
+# The gravest first: all processes raise what the gravest failure of a meeting is.
+KINDS: tuple[type[BaseException], ...] = (
+    NotSaved,
+    PluginError,
+    RunError,
+    UserError,
+    torch.OutOfMemoryError,
+    Interrupted,
+)
+
+
+class Failure(NamedTuple):
+    """What a process tells the others of an exception."""
+
+    kind: int  # its place in KINDS
+    message: str
+
+
+class Processes:
+    """One alone: it meets nobody."""
+
+    rank = 0
+    size = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this one prints and writes files."""
+        return self.rank == 0
+
+    def share(self, work: Callable[[], T]) -> list[T]:
+        """What `work` returned in each process, in the order of ranks.
+
+        If it raised in any, it raises in all: there its own exception, elsewhere one of the same
+        kind that names the process.
+        """
+        return [work()]
+
+    def together(self, work: Callable[[], T]) -> T:
+        """What `work` returned here, once it is done in all; raises as `share` does."""
+        return work()
+
+    def from_main(self, work: Callable[[], T]) -> T:
+        """What `work` returned in the main process, which alone does it."""
+        return work()
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Put the sum over all processes in place of each gradient; one that is missing is zero."""
+
+    def own(self, count: int) -> range:
+        """The consecutive places out of `count` that are this process's; as many as others', +- 1.
+
+        Those of all ranks in order are all places.
+        """
+        return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
+    def gathered(self, values: Tensor, places: Sequence[int] | None = None) -> Tensor:
+        """Rows of all processes, on the device of this one's, in the order of their `places`.
+
+        By default in the order of ranks.
+        """
+        parts = self.share(lambda: (values.detach().cpu(), places))
+        rows = torch.cat([part for part, _ in parts])
+        if places is not None:
+            order = torch.tensor([place for _, known in parts for place in known or ()])
+            rows = rows[order.argsort()] if len(order) else rows
+        return rows.to(values.device)
+
+
+ALONE = Processes()
+
+
+class Several(Processes):
+    """One of several, which torch.distributed connects."""
+
+    def __init__(self) -> None:
+        """Of the group that is set up; meetings go over gloo, gradients over the group itself."""
+        self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
+        meeting = distributed.new_group(backend="gloo", timeout=PATIENCE)
+        assert not isinstance(meeting, int)  # as it would be for those who are not in it
+        self._meeting = meeting
+
+    def share(self, work: Callable[[], T]) -> list[T]:
+        error: BaseException | None = None
+        said: Any = None
+        try:
+            said = work()
+        except (_Elsewhere, ProcessLost):  # all know of it
+            raise
+        except (Exception, torch.OutOfMemoryError) as caught:
+            error, said = caught, failure(caught)
+        everything = self._gather(said)
+        failures = [(x.kind, rank) for rank, x in enumerate(everything) if isinstance(x, Failure)]
+        if not failures:
+            return everything
+        kind, rank = min(failures)
+        if rank == self.rank and error is not None:
+            raise error
+        raise elsewhere(rank, kind, everything[rank].message)
+
+    def together(self, work: Callable[[], T]) -> T:
+        found: list[T] = []
+        self.share(lambda: found.append(work()))
+        return found[0]
+
+    def from_main(self, work: Callable[[], T]) -> T:
+        return self.share(lambda: work() if self.is_main else None)[0]  # type: ignore[return-value]
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        if not parameters:
+            return
+        flat = torch.cat(
+            [
+                (torch.zeros_like(p) if p.grad is None else p.grad).flatten().float()
+                for p in parameters
+            ]
+        )
+        with _lost():
+            distributed.all_reduce(flat)
+        parts = flat.split([p.numel() for p in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter).to(parameter.dtype)
+
+    def _gather(self, value: Any) -> list[Any]:
+        """Over the network in two steps, sizes and contents, as torch does it."""
+        everything: list[Any] = [None] * self.size
+        with _lost():
+            distributed.all_gather_object(everything, value, group=self._meeting)
+        return everything
+
+
+class _Elsewhere(Exception):
+    """Marks an exception that another process raised first; mixed into its kind."""
+
+
+def failure(error: BaseException) -> Failure:
+    """What the others are told."""
+    for kind, known in enumerate(KINDS):
+        if isinstance(error, known):
+            return Failure(kind, str(error))
+    return Failure(KINDS.index(RunError), described(error))
+
+
+def elsewhere(rank: int, kind: int, message: str) -> BaseException:
+    """The same failure as another process sees it."""
+    known = KINDS[kind]
+    both = type(known.__name__, (_Elsewhere, known), {})
+    error: BaseException = both(f"process {rank}: {message}" if message else f"process {rank}")
+    return error
+
+
+@contextmanager
+def _lost() -> Iterator[None]:
+    """Raise ProcessLost where torch.distributed says that a connection broke."""
+    try:
+        yield
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ProcessLost("another process of the run has gone, or does not answer") from error
+
+
+@contextmanager
+def processes() -> Iterator[Processes]:
+    """Those that a launcher (torchrun, accelerate, `--num-processes`) has started, connected.
+
+    One alone where none has. On GPUs gradients travel by nccl, elsewhere by gloo.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, timeout=PATIENCE)
+    try:
+        yield Several()
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,76 @@
+"""The directory of a run: who may write there, and the configuration that it holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from dagflow import config as configuration
+from dagflow.config import Config
+from dagflow.errors import UserError
+from dagflow.recipe import read_recipe
+
+OWNER = ".owner.json"
+LOCK = ".lock"
+
+
+def require_free(folder: Path) -> None:
+    """Raise UserError unless a run can begin in this folder: it does not exist or is empty."""
+    if (folder / "config.toml").is_file():
+        raise UserError(
+            f"'{folder}' holds a run already. Go on with `dagflow train --resume {folder}`, or "
+            f"give another --output."
+        )
+    if folder.exists() and (not folder.is_dir() or set(os.listdir(folder)) - {LOCK, OWNER}):
+        raise UserError(f"'{folder}' exists and is not empty. Give another --output.")
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration of an existing run. Raises UserError if the folder is no run."""
+    file = folder / "config.toml"
+    if not file.is_file():
+        raise UserError(f"'{folder}' is not a run directory: it has no config.toml.")
+    tree = read_recipe(str(file))
+    return configuration.resolve({**tree, "output": str(folder)})
+
+
+def write_config(config: Config, folder: Path) -> None:
+    """The file appears whole or not at all."""
+    partial = folder / ".config.toml.partial"
+    partial.write_text(configuration.dump(config), encoding="utf-8")
+    partial.rename(folder / "config.toml")
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Make the folder, and keep other runs out of it until the end.
+
+    The system drops the lock when the process dies, however it dies. Raises UserError, naming the
+    owner, if another run has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{_owner(folder)} is writing to '{folder}'. Wait, or stop it.") from None
+    try:
+        (folder / OWNER).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        yield
+    finally:
+        (folder / OWNER).unlink(missing_ok=True)
+        lock.release()
+
+
+def _owner(folder: Path) -> str:
+    try:
+        owner = json.loads((folder / OWNER).read_text())
+        return f"process {owner['pid']} on {owner['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
