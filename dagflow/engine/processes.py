@@ -110,15 +110,16 @@ class Several(Processes):
         meeting = distributed.new_group(backend="gloo", timeout=PATIENCE)
         assert not isinstance(meeting, int)  # as it would be for those who are not in it
         self._meeting = meeting
+        self._told: BaseException | None = None  # of this process's failures, the last all know
 
     def share(self, work: Callable[[], T]) -> list[T]:
         error: BaseException | None = None
         said: Any = None
         try:
             said = work()
-        except (_Elsewhere, ProcessLost):  # all know of it
-            raise
-        except (Exception, torch.OutOfMemoryError) as caught:
+        except Exception as caught:
+            if self._is_known(caught):
+                raise
             error, said = caught, failure(caught)
         everything = self._gather(said)
         failures = [(x.kind, rank) for rank, x in enumerate(everything) if isinstance(x, Failure)]
@@ -126,6 +127,7 @@ class Several(Processes):
             return everything
         kind, rank = min(failures)
         if rank == self.rank and error is not None:
+            self._told = error
             raise error
         raise elsewhere(rank, kind, everything[rank].message)
 
@@ -151,6 +153,14 @@ class Several(Processes):
         parts = flat.split([p.numel() for p in parameters])
         for parameter, part in zip(parameters, parts, strict=True):
             parameter.grad = part.view_as(parameter).to(parameter.dtype)
+
+    def _is_known(self, error: BaseException | None) -> bool:
+        """Whether all processes know of it, from a meeting inside of this one."""
+        while error is not None:
+            if isinstance(error, _Elsewhere | ProcessLost) or error is self._told:
+                return True
+            error = error.__cause__
+        return False
 
     def _gather(self, value: Any) -> list[Any]:
         """Over the network in two steps, sizes and contents, as torch does it."""
