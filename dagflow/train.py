@@ -311,9 +311,8 @@ class _Session:
             skipped, limit = self.position.skipped + 1, self.config.update.skip_limit
             if skipped > limit:
                 file = keep_batch(self.run, window, self.position)
-                raise RunError(
-                    f"{error}, as {limit} before it were not; its batch: {file}"
-                ) from error
+                message = f"{error}, nor were {limit} before it; its batch is kept in {file}"
+                raise RunError(message) from error
             self.run.watcher.say(f"Skipped: {error} ({skipped} of {limit} in a row).")
             self.position = replace(self.position, skipped=skipped)
             return {"skipped": skipped}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -59,8 +60,14 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        complain("Error", str(error))
+        _complain("Error", error)
         sys.exit(USER_ERROR)
     except (RunError, OSError) as error:  # OSError: a full disk, a folder without permission
-        complain("Failed", str(error))
+        _complain("Failed", error)
         sys.exit(RUN_ERROR)
+
+
+def _complain(word: str, error: Exception) -> None:
+    """Once: of several processes all know, and the main one says it."""
+    if os.environ.get("RANK", "0") == "0":
+        complain(word, str(error))

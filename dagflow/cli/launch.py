@@ -50,7 +50,7 @@ def launch(machines: Machines, hint: str) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # it repeats what ours say
+    logging.disable(logging.CRITICAL)  # it repeats what the processes say
     several = machines.nodes > 1
     threads = max(1, (os.cpu_count() or 1) // machines.processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))

@@ -1,0 +1,195 @@
+"""Signals, dead processes, full disks and two runs in one place, by the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.faults.conftest import TWO_REWARDS, WITH_REPLAY, WORLD, ended, wait_for
+from tests.faults.killed import state
+
+Begin = Callable[..., "subprocess.Popen[str]"]
+GRACE = 20  # seconds that a scheduler gives at least
+
+
+def after(folder: Path, epoch: int) -> None:
+    """Wait until a run has saved so many epochs."""
+    wait_for((folder / "checkpoints" / f"epoch-{epoch:04d}").is_dir, f"epoch {epoch} of {folder}")
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.parametrize("objective", ["db", "kl"])
+def test_a_run_killed_in_the_middle_resumes_to_the_same_bytes(
+    begin: Begin, tmp_path: Path, objective: str, processes: str
+) -> None:
+    """Six epochs, against three, SIGKILL of everything, and the rest."""
+    settings = [*WORLD, *TWO_REWARDS, "--objective", "kl", "-s", "epochs=6"]
+    if objective == "db":
+        settings += WITH_REPLAY[2:]
+        settings[settings.index("kl")] = "db"
+    count = ["--num-processes", processes]
+    whole = begin(*settings, *count, "--output", "whole")
+    killed = begin(*settings, *count, "--output", "killed", start_new_session=True)
+    after(tmp_path / "killed", 3)
+    family = [psutil.Process(killed.pid), *psutil.Process(killed.pid).children(recursive=True)]
+    for process in family:
+        process.kill()
+    psutil.wait_procs(family[1:])
+    assert ended(killed)[0] == -signal.SIGKILL
+    assert ended(whole)[0] == 0
+    code, said = ended(begin("train", "--resume", "killed", *count))
+    assert code == 0, said
+    assert state(tmp_path / "killed") == state(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_scheduler_may_end_a_run(
+    begin: Begin, tmp_path: Path, number: signal.Signals, processes: str
+) -> None:
+    run = begin(*WORLD, "-s", "epochs=400", "--output", "run", "--num-processes", processes)
+    after(tmp_path / "run", 2)
+    began = time.monotonic()
+    run.send_signal(number)
+    code, said = ended(run)
+    print(f"{number.name}, {processes}: {time.monotonic() - began:.1f} s")
+    assert code == 130, said
+    assert time.monotonic() - began < GRACE
+    assert said.count("Interrupted and saved. Go on with: dagflow train --resume run") == 1
+    assert "Traceback" not in said
+
+
+def test_a_run_that_began_in_two_processes_ends_in_one(begin: Begin, tmp_path: Path) -> None:
+    settings = [*WORLD, *TWO_REWARDS, *WITH_REPLAY, "-s", "epochs=30"]
+    run = begin(*settings, "--output", "run", "--num-processes", "2")
+    after(tmp_path / "run", 2)
+    run.send_signal(signal.SIGTERM)
+    assert ended(run)[0] == 130
+    code, said = ended(begin("train", "--resume", "run"))
+    assert code == 0, said
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    epochs = [line["epoch"] for line in map(json.loads, lines) if "reward_mean" in line]
+    assert epochs == list(range(1, 31))
+
+
+def test_the_death_of_one_process_ends_all_soon(begin: Begin, tmp_path: Path) -> None:
+    run = begin(*WORLD, "-s", "epochs=400", "--output", "run", "--num-processes", "2")
+    after(tmp_path / "run", 2)
+    children = psutil.Process(run.pid).children()
+    victim = next(child for child in children if child.environ().get("RANK") == "1")
+    began = time.monotonic()
+    victim.kill()
+    code, said = ended(run)
+    print(f"stopped {time.monotonic() - began:.1f} s after a process was killed")
+    assert code == 1
+    assert time.monotonic() - began < GRACE
+    assert "process 1 was ended by SIGKILL, and the others stopped" in said
+    assert "dagflow train --resume run" in said
+    assert not [child for child in children if child.is_running()]
+
+
+def test_the_end_of_the_launcher_ends_its_processes(begin: Begin, tmp_path: Path) -> None:
+    run = begin(*WORLD, "-s", "epochs=400", "--output", "run", "--num-processes", "2")
+    after(tmp_path / "run", 2)
+    children = psutil.Process(run.pid).children()
+    run.kill()
+    _, alive = psutil.wait_procs(children, timeout=GRACE)
+    assert not alive
+    code, said = ended(begin("train", "--resume", "run", "-s", "epochs=401"))
+    assert "is writing to" not in said
+    assert code in (0, 2)
+
+
+def test_an_error_in_one_process_is_said_once_with_its_number(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.conftest import put_plugin
+
+    put_plugin(
+        tmp_path,
+        "fragile",
+        """
+        import os
+
+        import dagflow
+
+        @dagflow.hookimpl
+        def dagflow_register_rewards():
+            return {"fragile": Fragile}
+
+        class Fragile:
+            def __call__(self, images, prompts):
+                if os.environ.get("RANK") == "1":
+                    raise OSError("the scorer went away")
+                return images.mean((1, 2, 3))
+        """,
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    settings = [*WORLD, "--reward", "fragile", "--output", "run", "--num-processes", "2"]
+    code, said = ended(begin(*settings))
+    assert code == 1, said
+    assert said.count("the scorer went away") == 1
+    assert "process 1: reward 'fragile' raised OSError: the scorer went away" in said
+    assert "Traceback" not in said
+
+
+def test_wrong_input_is_said_once(begin: Begin, tmp_path: Path) -> None:
+    few = ["-s", "rollout.samples_per_epoch=2", "-s", "update.batch_size=5"]
+    code, said = ended(begin(*WORLD, *few, "--output", "run", "--num-processes", "3"))
+    assert code == 2
+    assert said.count("Error:") == 1
+    assert "samples_per_epoch = 2 leaves nothing to do for 1 of 3 processes" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_has_one_run_at_a_time(begin: Begin, tmp_path: Path) -> None:
+    run = begin(*WORLD, "-s", "epochs=400", "--output", "run")
+    after(tmp_path / "run", 1)
+    code, said = ended(begin("train", "--resume", "run"))
+    assert code == 2
+    assert f"process {run.pid} on {os.uname().nodename} is writing to 'run'" in said
+    assert run.poll() is None
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Path:
+    """A file system of 3 MB; skips where this user cannot mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_costs_nothing_that_was_saved(begin: Begin, small_disk: Path) -> None:
+    output = str(small_disk / "run")
+    run = begin(*WORLD, "-s", "epochs=30", "--output", output)
+    after(small_disk / "run", 2)
+    free = os.statvfs(small_disk)
+    (small_disk / "others").write_bytes(bytes(free.f_bavail * free.f_bsize - 20_000))
+    code, said = ended(run)
+    assert code == 1, said
+    assert "No space left on device" in said
+    assert f"dagflow train --resume {output}" in said
+    assert not list((small_disk / "run" / "checkpoints").glob(".*partial"))
+    (small_disk / "others").unlink()
+    code, said = ended(begin("train", "--resume", output))
+    assert code == 0, said
+    assert "DAMAGED" not in said
+
+
+def test_an_output_that_cannot_be_written_is_said(begin: Begin) -> None:
+    code, said = ended(begin(*WORLD, "--output", "/proc/run"))
+    assert code in (1, 2)
+    assert "/proc/run" in said
+    assert "Traceback" not in said
