@@ -54,6 +54,7 @@ def launch(machines: Machines, hint: str) -> int:
     several = machines.nodes > 1
     threads = max(1, (os.cpu_count() or 1) // machines.processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     config = LaunchConfig(
         min_nodes=machines.nodes,
         max_nodes=machines.nodes,

@@ -59,7 +59,9 @@ def run(
         from dagflow.engine.processes import processes
 
         with processes() as group:
-            _train(group.from_main(resolve), group, profile, resumed)
+            resolved = group.from_main(resolve)
+            group.wait_at_most(resolved.machine.patience)
+            _train(resolved, group, profile, resumed)
         return
     resolved = resolve()
     if machines.processes * machines.nodes > 1:

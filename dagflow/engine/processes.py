@@ -28,7 +28,6 @@ from dagflow.errors import (
 )
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=2)  # with a process that is alive and does not come to a meeting
 
 # The gravest first: all processes raise what the gravest failure of a meeting is.
 KINDS: tuple[type[BaseException], ...] = (
@@ -58,6 +57,9 @@ class Processes:
     def is_main(self) -> bool:
         """Whether this one prints and writes files."""
         return self.rank == 0
+
+    def wait_at_most(self, seconds: float) -> None:
+        """Give up a process that is not at a meeting so long after this one."""
 
     def share(self, work: Callable[[], T]) -> list[T]:
         """What `work` returned in each process, in the order of ranks.
@@ -105,12 +107,15 @@ class Several(Processes):
     """One of several, which torch.distributed connects."""
 
     def __init__(self) -> None:
-        """Of the group that is set up; meetings go over gloo, gradients over the group itself."""
+        """Of the group that is set up; meetings go over gloo, gradients over its own backend."""
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
-        meeting = distributed.new_group(backend="gloo", timeout=PATIENCE)
-        assert not isinstance(meeting, int)  # as it would be for those who are not in it
-        self._meeting = meeting
+        self._meeting = _group("gloo")
+        self._gradients = _group(distributed.get_backend())
         self._told: BaseException | None = None  # of this process's failures, the last all know
+
+    def wait_at_most(self, seconds: float) -> None:
+        self._meeting = _group("gloo", seconds)
+        self._gradients = _group(distributed.get_backend(), seconds)
 
     def share(self, work: Callable[[], T]) -> list[T]:
         error: BaseException | None = None
@@ -149,7 +154,7 @@ class Several(Processes):
             ]
         )
         with _lost():
-            distributed.all_reduce(flat)
+            distributed.all_reduce(flat, group=self._gradients)
         parts = flat.split([p.numel() for p in parameters])
         for parameter, part in zip(parameters, parts, strict=True):
             parameter.grad = part.view_as(parameter).to(parameter.dtype)
@@ -168,6 +173,14 @@ class Several(Processes):
         with _lost():
             distributed.all_gather_object(everything, value, group=self._meeting)
         return everything
+
+
+def _group(backend: str, seconds: float | None = None) -> distributed.ProcessGroup:
+    """All processes, once more; by default with torch's own patience."""
+    timeout = None if seconds is None else timedelta(seconds=seconds)
+    group = distributed.new_group(backend=backend, timeout=timeout)
+    assert not isinstance(group, int)  # as it would be for those who are not in it
+    return group
 
 
 class _Elsewhere(Exception):
@@ -211,7 +224,7 @@ def processes() -> Iterator[Processes]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    distributed.init_process_group(backend, timeout=PATIENCE)
+    distributed.init_process_group(backend)
     try:
         yield Several()
     finally:

@@ -33,8 +33,9 @@ def begin(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     begun: list[subprocess.Popen[str]] = []
 
     def call(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+        command = [*options.pop("before", []), *options.pop("instead", [COMMAND])]
         process = subprocess.Popen(
-            [*options.pop("before", []), COMMAND, *arguments],
+            [*command, *arguments],
             cwd=tmp_path,
             env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
             stdout=subprocess.PIPE,

@@ -6,8 +6,9 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,8 @@ from tests.faults.conftest import TWO_REWARDS, WITH_REPLAY, WORLD, ended, wait_f
 from tests.faults.killed import state
 
 Begin = Callable[..., "subprocess.Popen[str]"]
+IN = ["ip", "netns", "exec"]
+DEVICE = "GLOO_SOCKET_IFNAME=wire"
 GRACE = 20  # seconds that a scheduler gives at least
 
 
@@ -160,7 +163,7 @@ def test_a_directory_has_one_run_at_a_time(begin: Begin, tmp_path: Path) -> None
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Path:
+def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 3 MB; skips where this user cannot mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
@@ -193,3 +196,79 @@ def test_an_output_that_cannot_be_written_is_said(begin: Begin) -> None:
     assert code in (1, 2)
     assert "/proc/run" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+        [
+            *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1"),
+            *("--mixed_precision=no", "--dynamo_backend=no", "--num_processes=2"),
+        ],
+    ],
+    ids=["torchrun", "accelerate"],
+)
+def test_other_launchers_start_the_same_run(
+    begin: Begin, tmp_path: Path, launcher: list[str]
+) -> None:
+    settings = [*WORLD, "-s", "epochs=2"]
+    ours = begin(*settings, "--output", "ours", "--num-processes", "2")
+    other = begin(
+        *settings, "--output", "other", instead=[sys.executable, *launcher, "-m", "dagflow"]
+    )
+    assert ended(ours)[0] == ended(other)[0] == 0
+    assert state(tmp_path / "ours") == state(tmp_path / "other")
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[tuple[str, str, str]]:
+    """Two network namespaces, a cable between them, and the first one's address."""
+    a, b, address = "dagflow-a", "dagflow-b", "10.213.0.1"
+    commands = [
+        *(
+            f"netns add {a}",
+            f"netns add {b}",
+            f"link add wire netns {a} type veth peer wire netns {b}",
+        ),
+        *(f"-n {a} addr add {address}/24 dev wire", f"-n {b} addr add 10.213.0.2/24 dev wire"),
+        *(f"-n {host} link set {device} up" for host in (a, b) for device in ("lo", "wire")),
+    ]
+    try:
+        for command in commands:
+            subprocess.run(["ip", *command.split()], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("network namespaces need root, and the command ip")
+    yield a, b, address
+    for host in (a, b):
+        subprocess.run(["ip", "netns", "del", host], check=False)
+
+
+def test_a_host_that_is_cut_off_ends_the_run_on_the_other(
+    begin: Begin, tmp_path: Path, two_hosts: tuple[str, str, str]
+) -> None:
+    *hosts, address = two_hosts
+    settings = [*WORLD, "-s", "epochs=400", "-s", "machine.patience=5", "--output", "run"]
+    settings += ["--nnodes", "2", "--master-addr", address]
+    runs = [
+        begin(
+            *settings,
+            "--node-rank",
+            str(rank),
+            before=[*IN, host, "env", "GLOO_SOCKET_IFNAME=wire"],
+        )
+        for rank, host in enumerate(hosts)
+    ]
+    after(tmp_path / "run", 2)
+    began = time.monotonic()
+    subprocess.run(["ip", "-n", hosts[1], "link", "set", "wire", "down"], check=True)
+    said = [ended(run) for run in runs]
+    print(f"both hosts stopped {time.monotonic() - began:.1f} s after the cable was cut")
+    assert [code for code, _ in said] == [1, 1], said
+    assert "another process of the run has gone, or does not answer" in said[0][1]
+    assert "Traceback" not in said[0][1]
+    done = begin("train", "--resume", "run")
+    newest = max(path.name for path in (tmp_path / "run" / "checkpoints").glob("epoch-????"))
+    after(tmp_path / "run", int(newest.removeprefix("epoch-")) + 1)
+    done.send_signal(signal.SIGTERM)
+    assert ended(done)[0] == 130

@@ -188,9 +188,7 @@ def test_a_run_goes_on_from_an_epoch_of_choice(make_run, tmp_path: Path) -> None
     settings = {**QUIET, "checkpoint": {"keep": 4}}
     start(make_run(epochs=3, **settings))
     metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    with pytest.raises(
-        UserError, match=r"no checkpoint 'epoch-0007'. There are: epoch-0001,"
-    ):
+    with pytest.raises(UserError, match=r"no checkpoint 'epoch-0007'. There are: epoch-0001,"):
         resume(make_run(epochs=3, **settings), "7")
     resume(make_run(epochs=3, **settings), "1")
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics

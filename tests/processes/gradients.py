@@ -84,10 +84,10 @@ class Traffic:
         self.meeting_bytes += len(pickle.dumps(value))
         self._gather(everything, value, group=group)
 
-    def reduce(self, values: torch.Tensor) -> None:
+    def reduce(self, values: torch.Tensor, group: Any) -> None:
         self.reductions += 1
         self.reduced_bytes += values.numel() * values.element_size()
-        self._reduce(values)
+        self._reduce(values, group=group)
 
 
 def gradients(case: dict[str, Any], group: Processes) -> tuple[dict[str, torch.Tensor], Traffic]:
