@@ -52,7 +52,7 @@ class RewardTable(OpenTable):
     normalise_epochs: int = Field(0, ge=0)
     """Standardise by the running mean and deviation of so many first epochs; 0: do not."""
     timeout: float = Field(600.0, gt=0)
-    """Seconds after which an answer that has not come is an error."""
+    """Seconds after which an answer that has not come is an error; remote ones have their own."""
 
 
 class ObjectiveTable(OpenTable):

@@ -243,17 +243,19 @@ def _build(
     tables: Mapping[str, RewardTable], makers: Mapping[str, Callable[[], Any]], device: torch.device
 ) -> tuple[WeightedReward, ...]:
     built = {label: place(makers[label](), device) for label in tables}
-    return tuple(
-        WeightedReward(
-            label,
-            built[label],
-            table.weight,
-            normalise_epochs=table.normalise_epochs,
-            background=_background(label, built[label]),
-            overlaps=hasattr(built[label], "concurrency"),
-            timeout=table.timeout,
-        )
-        for label, table in tables.items()
+    return tuple(_weighted(label, built[label], table) for label, table in tables.items())
+
+
+def _weighted(label: str, reward: Reward, table: RewardTable) -> WeightedReward:
+    overlaps = hasattr(reward, "concurrency")
+    return WeightedReward(
+        label,
+        reward,
+        table.weight,
+        normalise_epochs=table.normalise_epochs,
+        background=_background(label, reward),
+        overlaps=overlaps,
+        timeout=None if overlaps else table.timeout,
     )
 
 

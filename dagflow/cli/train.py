@@ -143,7 +143,10 @@ def train(
         tree["rewards"] = rewards.tables(reward, registry)
     if eval_reward:
         measured = rewards.tables(eval_reward, registry)
-        tree["evaluate"] = {**tree.get("evaluate", {}), "rewards": measured}
+        evaluate = tree.get("evaluate", {})
+        if not isinstance(evaluate, dict):
+            raise UserError(f"evaluate = {evaluate!r}: a table is due.")
+        tree["evaluate"] = {**evaluate, "rewards": measured}
     if objective:
         use(tree, "objective", objective, registry.find("objective", objective).options)
     if prompts:

@@ -29,6 +29,7 @@ from dagflow.prepare import prepare
 from dagflow.train import resume, start
 from tests.conftest import Silent
 
+WRITE = 0.01  # seconds that a checkpoint takes
 DENSITY = {"name": "world-density", "world": "gaussians-2d"}
 SETTINGS: dict[str, Any] = {
     "epochs": 25,
@@ -59,8 +60,11 @@ def live(settings: Config) -> None:
     resume(run) if (run.folder / "config.toml").is_file() else start(run)
 
 
-def life(settings: Config, seconds: float | None) -> bool:
-    """One life of the run, killed after so many seconds; whether it came to its end."""
+def life(settings: Config, seconds: float | None, source: random.Random | None = None) -> bool:
+    """One life of the run, killed after so many seconds; whether it came to its end.
+
+    With a `source` of chance it is killed sooner: as soon as it writes a checkpoint.
+    """
     child = os.fork()
     if child == 0:
         code = 1
@@ -72,13 +76,22 @@ def life(settings: Config, seconds: float | None) -> bool:
         finally:
             os._exit(code)
     if seconds is not None:
-        time.sleep(seconds)
+        _wait(seconds, Path(settings.output, "checkpoints"), source)
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         return False
     assert os.WEXITSTATUS(status) == 0, "a life ended by itself, badly"
     return True
+
+
+def _wait(seconds: float, folder: Path, source: random.Random | None) -> None:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        if source and any(folder.glob(".*.partial")):
+            time.sleep(source.uniform(0, WRITE))
+            return
+        time.sleep(min(left, 1e-4) if source else left)
 
 
 def state(folder: Path) -> dict[str, Any]:
@@ -107,7 +120,11 @@ def main() -> None:
         counts["runs"] += 1
         folder = root / f"killed-{counts['runs']}"
         settings = config(folder, objective)
-        while not life(settings, source.uniform(0, usual) if counts["kills"] < kills else None):
+        while True:
+            seconds = source.uniform(0, usual) if counts["kills"] < kills else None
+            sharp = source if counts["kills"] % 2 else None
+            if life(settings, seconds, sharp):
+                break
             counts["kills"] += 1
             _count(folder / "checkpoints", counts)
         found = state(folder)
