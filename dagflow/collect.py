@@ -175,16 +175,29 @@ def _sample(
     latest = run.policy.weights()
     run.policy.set_weights(rollout_weights)
     done = []
+    sampled = batched([k for k in plan.own if k < count], size)
+    given = batched([k for k in plan.own if k >= count], size)
+    batches = len(sampled) + len(given)
+    idle = run.processes.passes(batches) - batches
     try:
-        for batch in batched([k for k in plan.own if k < count], size):
+        for batch in sampled:
             noise = trajectory_noise(Stream.ROLLOUT, run.config.seed, epoch, batch, steps, shape)
             done.append(_sample_batch(run, batch, [plan.prompts[k] for k in batch], noise))
-        for batch in batched([k for k in plan.own if k >= count], size):
+        for batch in given:
             prompts, states = zip(*(plan.given[k - count] for k in batch), strict=True)
             done.append(_sample_batch(run, batch, prompts, given=torch.stack(states)))
+        for _ in range(idle):
+            _pass_along(run, done[0][0])
     finally:
         run.policy.set_weights(latest)
     return [part for part, _ in done], [asked for _, asked in done]
+
+
+def _pass_along(run: Run, one: Trajectories) -> None:
+    """A rollout that counts for nothing, which others need this process to make."""
+    needs, density = run.learner.objective.needs, run.learner.density
+    given, prompts = one.latents[:1], one.prompts[:1]
+    rollout(run.policy, run.path, prompts, None, density, log_p_base=needs.log_p_base, given=given)
 
 
 def batched(numbers: Sequence[int], size: int) -> list[Sequence[int]]:

@@ -188,6 +188,8 @@ class MachineTable(Table):
     """Decode one image after another."""
     offload: bool = False
     """Keep an epoch's trajectories in main memory, and only an update's on the device."""
+    shard: bool = False
+    """Divide the frozen UNet among the processes (FSDP2): for one too large for each device."""
     patience: float = Field(1800.0, gt=0)
     """Seconds after which a process gives up another that does not answer, as one cut off."""
 

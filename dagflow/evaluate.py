@@ -57,19 +57,24 @@ class Sampler:
         """Trajectories with summed log-densities, this process's; image i has the i-th noise."""
         steps, shape = self.path.steps, self.policy.latent_shape
         own = self.processes.own(len(prompts))
-        for start in range(own.start, own.stop, self.batch_size):
-            indices = range(start, min(start + self.batch_size, own.stop))
+        starts = range(own.start, own.stop, self.batch_size)
+        for k in range(self.processes.passes(len(starts))):
+            is_idle = k >= len(starts)  # others need this process to pass
+            start = 0 if is_idle else starts[k]
+            indices = range(start, 1 if is_idle else min(start + self.batch_size, own.stop))
             part = [prompts[i] for i in indices]
             noise = trajectory_noise(self.stream, self.seed, 0, indices, steps, shape)
-            yield rollout(
+            done = rollout(
                 self.policy,
                 self.path,
                 part,
                 noise,
                 "sum",
-                self.progress,
+                ignore if is_idle else self.progress,
                 log_p_base=log_p_base,
             )
+            if not is_idle:
+                yield done
 
     def images(self, prompts: Sequence[Prompt]) -> Tensor:
         """Images (N, 3, height, width) on the CPU, one for each prompt."""

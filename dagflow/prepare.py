@@ -79,7 +79,8 @@ class Run:
     def advance(self, units: int) -> None:
         """So many units of the present stage are done; raises as `stop_if_asked` does."""
         self.watcher.advance(units)
-        self.stop_if_asked()
+        if not self.processes.lockstep:
+            self.stop_if_asked()
 
     def stop_if_asked(self) -> None:
         """Raise Interrupted if the user wants an end."""
@@ -121,11 +122,16 @@ def prepare(
     device = default_device()
     rollout = config.rollout
     policy = load_policy(
-        config.model, config.dtype, device, rollout.guidance_scale, rollout.preview_decoder
+        config.model,
+        config.dtype,
+        device,
+        rollout.guidance_scale,
+        rollout.preview_decoder,
+        whole=not config.machine.shard,
     )
     path = policy.path(rollout.num_inference_steps)
     policy.add_weights(config.lora, config.seed)
-    prepare_policy(policy, config.machine)
+    prepare_policy(policy, config.machine, processes)
     rewards = _build(config.rewards, make_rewards, device)
     measured = _build(config.evaluate.rewards, make_measured, device)
     _check_worlds(policy, (*rewards, *measured))
@@ -227,6 +233,11 @@ def _check_processes(config: Config, processes: Processes) -> None:
         raise UserError(
             f"rollout.samples_per_epoch = {samples} leaves nothing to do for "
             f"{processes.size - samples} of {processes.size} processes."
+        )
+    if config.machine.shard and config.rollout.potential == "current":
+        raise UserError(
+            "machine.shard: potential = 'current' passes in each process when it needs to, and a "
+            "divided model must be passed by all at once: use 'rollout' or 'none'."
         )
 
 

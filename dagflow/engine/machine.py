@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from dagflow.config import MachineTable
 from dagflow.engine.learner import Learner
+from dagflow.engine.processes import ALONE, Processes
 from dagflow.errors import UserError
 from dagflow.policies.policy import Policy
 
 BACKEND = "inductor"  # of torch.compile
 
 
-def prepare_policy(policy: Policy, settings: MachineTable) -> None:
+def prepare_policy(policy: Policy, settings: MachineTable, processes: Processes = ALONE) -> None:
     """Apply the settings to the networks, and on CUDA what always helps there.
 
     Raises UserError where a model has nothing of the kind.
     """
+    if settings.shard:
+        _shard(policy.networks()["unet"], policy.device, processes)
     if policy.device.type == "cuda":
         if policy.dtype != torch.float32:
             torch.set_float32_matmul_precision("high")  # TF32 for the flow network and rewards
@@ -36,6 +41,26 @@ def compile_networks(learner: Learner) -> None:
     flow = getattr(learner.objective, "flow", None)
     if isinstance(flow, nn.Module):
         flow.compile(backend=BACKEND)
+
+
+def _shard(unet: Any, device: torch.device, processes: Processes) -> None:
+    """Divide the frozen weights of a UNet among the processes, by FSDP2, block by block.
+
+    What is trained stays whole in each. From here on all processes pass in lockstep.
+    """
+    if processes.size == 1:
+        raise UserError("machine.shard divides the model among processes: give --num-processes.")
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (processes.size,))
+    for parameter in unet.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(device)
+    for module in (*unet.down_blocks, unet.mid_block, *unet.up_blocks, unet):
+        trained = {p for p in module.parameters() if p.requires_grad}
+        fully_shard(module, mesh=mesh, ignored_params=trained)
+    processes.lockstep = True
 
 
 def _call(network: nn.Module | None, name: str) -> None:

@@ -52,6 +52,7 @@ class Processes:
 
     rank = 0
     size = 1
+    lockstep = False  # whether a pass of the policy in one needs all others to pass as well
 
     @property
     def is_main(self) -> bool:
@@ -79,6 +80,13 @@ class Processes:
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Put the sum over all processes in place of each gradient; one that is missing is zero."""
+
+    def passes(self, count: int) -> int:
+        """How many passes of the policy a process must make that has `count` batches to pass.
+
+        In lockstep as many as the process with most, which all are told; else no more than its own.
+        """
+        return max(self.share(lambda: count)) if self.lockstep else count
 
     def own(self, count: int) -> range:
         """The consecutive places out of `count` that are this process's; as many as others', +- 1.

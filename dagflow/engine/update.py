@@ -76,9 +76,12 @@ def _whole_trajectories(
     learner: Learner, window: Window, current: CurrentPotentials | None, metrics: Averages
 ) -> None:
     parts, total = window.parts(learner.settings.microbatch_size), window.total
-    together = _policy(learner, window, current) if len(parts) == 1 else None
+    idle = learner.processes.passes(len(parts)) - len(parts)
+    once = len(parts) == 1 and not learner.processes.lockstep
+    together = _policy(learner, window, current) if once else None
     with torch.no_grad():
         log_pf = [(together or _policy(learner, part, current)).log_pf for part in parts]
+        _idle(learner, window, idle)
     if current:
         current.settle()
     slopes = _slopes(learner, window, log_pf, metrics)
@@ -91,6 +94,7 @@ def _whole_trajectories(
             with span("backward"):
                 (through_policy + through_flow + penalty).backward()
         _log_ratio(learner, part, passed.log_pf, metrics)
+    _idle(learner, window, idle)
 
 
 def _single_transitions(
@@ -99,7 +103,9 @@ def _single_transitions(
     if current and learner.objective.needs.window:
         current.complete(window)
     whole = whole_window(learner, window)
-    for part in reversed(window.parts(learner.settings.microbatch_size)):
+    parts = window.parts(learner.settings.microbatch_size)
+    idle = learner.processes.passes(len(parts)) - len(parts)
+    for part in reversed(parts):
         with traced("update"):
             passed = _policy(learner, part, current)
             if current:
@@ -113,6 +119,15 @@ def _single_transitions(
             with span("backward"):
                 loss.backward()
         _log_ratio(learner, part, passed.log_pf, metrics)
+    _idle(learner, window, idle)
+
+
+def _idle(learner: Learner, window: Window, count: int) -> None:
+    """Passes that others need this process to make, and that count for nothing."""
+    for _ in range(count):
+        passed = _policy(learner, window.part(torch.zeros(1, 2, dtype=torch.int64)), None)
+        if torch.is_grad_enabled():
+            (0 * passed.guided.sum()).backward()
 
 
 def warm_up(learner: Learner, window: Window) -> dict[str, float]:

@@ -24,12 +24,14 @@ def load_policy(
     device: torch.device,
     guidance_scale: float,
     preview_decoder: str = "",
+    whole: bool = True,
 ) -> Policy:
     """The policy of `tiny`, `world:NAME`, a pipeline's folder or a hub id, or `ddpm:` and either.
 
     After `ddpm:` the pipeline is an unconditional one in pixel space, else Stable Diffusion.
     dtype: auto, float32 or bfloat16. `preview_decoder` of Stable Diffusion is an AutoencoderTiny:
-    `tiny`, a folder or a hub id. Raises UserError if the model is none or cannot be had.
+    `tiny`, a folder or a hub id. Of a model that is not to be `whole` on the device the UNet stays
+    where it was loaded. Raises UserError if the model is none or cannot be had.
     """
     family, colon, name = model.partition(":")
     if preview_decoder and colon and family in ("world", "ddpm"):
@@ -38,16 +40,21 @@ def load_policy(
         from dagflow.policies.world import WorldPolicy
         from dagflow.worlds.catalogue import world
 
+        if not whole:
+            raise UserError("machine.shard: a world has no network that could be divided.")
         return WorldPolicy(world(name), device)
     if colon and family == "ddpm":
         from dagflow.policies.ddpm import DDPMPolicy
 
+        if not whole:
+            raise UserError("machine.shard is for Stable Diffusion models, and not for ddpm: ones.")
         return DDPMPolicy(load_ddpm_pipeline(name, resolve_dtype(dtype, device)), device)
     from dagflow.policies.stable_diffusion import StableDiffusionPolicy
 
     kind = resolve_dtype(dtype, device)
     preview = load_preview_decoder(preview_decoder, kind) if preview_decoder else None
-    return StableDiffusionPolicy(load_pipeline(model, kind), device, guidance_scale, preview)
+    pipeline = load_pipeline(model, kind)
+    return StableDiffusionPolicy(pipeline, device, guidance_scale, preview, whole)
 
 
 def default_device() -> torch.device:

@@ -34,10 +34,16 @@ class StableDiffusionPolicy:
         device: torch.device,
         guidance_scale: float,
         preview_decoder: Any | None = None,
+        whole: bool = True,
     ) -> None:
-        """`preview_decoder`: an AutoencoderTiny. Raises UserError for parts that fit not."""
+        """`preview_decoder`: an AutoencoderTiny; not `whole`: the UNet stays where it is.
+
+        Raises UserError for parts that fit not.
+        """
         _check(pipeline, preview_decoder)
-        self.pipeline = pipeline.to(device)
+        self.pipeline = pipeline
+        for part in [pipeline] if whole else [pipeline.vae, pipeline.text_encoder]:
+            part.to(device)
         self.device = device
         self.guidance_scale = guidance_scale
         self._is_base = False

@@ -50,6 +50,13 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "normalised": {"objective": {"name": "db", "returns": 0}, "rewards": {}},
     "offload": {"objective": {"name": "db", "returns": 0}, "machine": {"offload": True}},
+    "sharded": {"objective": {"name": "db", "returns": 0}, "machine": {"shard": True}},
+    "sharded-uneven": {
+        "objective": {"name": "rtb"},
+        "machine": {"shard": True},
+        "rollout": {"samples_per_epoch": 6},
+        "update": {"batch_size": 7, "microbatch_size": 3},
+    },
     "uneven": {
         "objective": {"name": "tb"},
         "rollout": {"samples_per_epoch": 6},
@@ -92,6 +99,8 @@ class Traffic:
 
 def gradients(case: dict[str, Any], group: Processes) -> tuple[dict[str, torch.Tensor], Traffic]:
     tree = merged(COMMON, case)
+    if group.size == 1:
+        tree.pop("machine", None)
     run = prepare(short_config(**tree), load_plugins(), Silent(), processes=group)
     epochs = 2 if "rewards" in case else 0
     run = replace(run, rewards=[replace(item, normalise_epochs=epochs) for item in REWARDS])
