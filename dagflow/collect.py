@@ -142,7 +142,7 @@ def _plan(run: Run, epoch: int, buffer: Buffer) -> Plan:
     count = settings.samples_per_epoch - replayed - backward
     prompts = draw_prompts(run.prompts, config.seed, epoch, count, settings.images_per_prompt)
     windows = cut(config, epoch, run.path.steps, run.learner.objective.needs)
-    own = shares(windows, run.processes.size)[run.processes.rank]
+    own = shares(windows, run.processes.size, count)[run.processes.rank]
     given: list[tuple[Prompt, Tensor]] = []
     if replayed + backward:
         source = generator(Stream.REPLAY, config.seed, epoch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -32,10 +32,12 @@ from dagflow.engine.transitions import cut
 from dagflow.engine.update import update, warm_up
 from dagflow.engine.window import Window
 from dagflow.errors import NotFinite, NotSaved, RunError, UserError
+from dagflow.evaluate import Comparison
 from dagflow.folder import owned, require_free, write_config
 from dagflow.outcome import Outcome, Stopped, draw_grid, evaluate
 from dagflow.prepare import Run
 from dagflow.trouble import keep_batch, smaller
+from dagflow.truth import Truth
 
 T = TypeVar("T")
 
@@ -44,10 +46,9 @@ def start(run: Run) -> Outcome:
     """Begin in a directory that does not exist or is empty, and train to the end."""
     main = run.processes.from_main
     main(lambda: require_free(run.folder))
-    with closing(run), owned(run.folder) if run.processes.is_main else nullcontext():
+    with closing(run), ExitStack() as stack:
+        main(lambda: stack.enter_context(owned(run.folder)))
         main(lambda: write_config(run.config, run.folder))
-        if run.config.evaluate.grid:
-            draw_grid(run, epoch=0)
         return _train(run, Restored(Position(), run.policy.weights(), {}))
 
 
@@ -58,49 +59,54 @@ def resume(run: Run, place: str = "") -> Outcome:
     again. `place`: a checkpoint's name, or the number of an epoch.
     """
     main = run.processes.from_main
-    with closing(run), owned(run.folder) if run.processes.is_main else nullcontext():
+    with closing(run), ExitStack() as stack:
+        main(lambda: stack.enter_context(owned(run.folder)))
         saved = main(lambda: _choose(run, place))
         restored = Restored(Position(), run.policy.weights(), {})
         if saved:
             restored = run.processes.together(lambda: checkpoints.restore(saved, run.learner))
         if (restored.position.epoch, restored.position.window) > (run.config.epochs, 0):
             raise UserError(f"the run is past epochs = {run.config.epochs} already.")
+        if saved and not main(lambda: _set_aside(run, saved.place)):
+            restored = replace(restored, position=replace(restored.position, best_gain=None))
         main(lambda: write_config(run.config, run.folder))
         return _train(run, restored)
 
 
 def _choose(run: Run, place: str) -> checkpoints.Saved | None:
-    """The checkpoint to go on from; newer ones, damaged or not wanted, are set aside."""
-    folder = run.folder / "checkpoints"
-    found = checkpoints.checkpoints(folder)
+    """The checkpoint to go on from: the newest that is whole, or the one that was asked for."""
+    found = checkpoints.folders(run.folder / "checkpoints")
     if place:
         name = f"epoch-{int(place):04d}" if place.isdecimal() else place
-        found = [path for path in found if path.name <= name]
-        if not found or found[-1].name != name:
-            names = ", ".join(path.name for path in checkpoints.checkpoints(folder))
+        names = ", ".join(path.name for path in found)
+        found = [path for path in found if path.name == name]
+        if not found:
             raise UserError(f"'{run.folder}' has no checkpoint '{name}'. There are: {names}.")
     first_damage = ""
     for checkpoint in reversed(found):
         damage = checkpoints.damage(checkpoint)
         if damage is None:
-            saved = checkpoints.read(checkpoint, run.policy)
-            aside = checkpoints.set_aside(folder, checkpoint)
-            if aside:
-                run.watcher.say(f"Going on from {checkpoint.name}; set aside: {', '.join(aside)}.")
-            return saved
+            return checkpoints.read(checkpoint, run.policy)
         first_damage = first_damage or damage
         run.watcher.say(f"DAMAGED: {damage}.")
-        if place:
-            break
     if first_damage:
         raise UserError(f"no checkpoint to go on from is whole: {first_damage}.")
     return None
 
 
+def _set_aside(run: Run, chosen: Path) -> bool:
+    """Rename checkpoints that are newer, damaged or not wanted; whether the best one stays."""
+    folder = run.folder / "checkpoints"
+    checkpoints.sweep(folder)
+    aside = checkpoints.set_aside(folder, chosen)
+    if aside:
+        run.watcher.say(f"Going on from {chosen.name}; set aside: {', '.join(aside)}.")
+    return (folder / checkpoints.BEST).exists()
+
+
 def _train(run: Run, restored: Restored) -> Outcome:
-    if run.processes.is_main:
-        _open_logs(run)
-    session = _Session(run, restored)
+    run.processes.from_main(lambda: _open_logs(run))
+    session = run.processes.together(lambda: _Session(run, restored))
     try:
         stopped = session.train()
     except NotSaved:
@@ -111,8 +117,7 @@ def _train(run: Run, restored: Restored) -> Outcome:
     checkpoint = session.save_together()
     comparison, truth = None, None
     if run.config.evaluate.images:
-        beta = session.beta_in_nats
-        comparison, truth = evaluate(run, session.config, session.position, beta)
+        comparison, truth = session.evaluate()
     return Outcome(checkpoint, comparison, truth, session.config.final_beta, stopped)
 
 
@@ -142,12 +147,16 @@ class _Session:
 
     def train(self) -> Stopped | None:
         """All epochs that remain."""
+        if self.position == Position() and self.config.evaluate.grid:
+            self._fitting(lambda: draw_grid(self.run, epoch=0))
         for epoch in range(self.position.epoch, self.config.epochs):
             clock = Clock()
             data = self._fitting(partial(self._collect, epoch, clock))
             self._find_beta(data)
             gain = self._gain(epoch, data.final)
             if not self.position.window and 0 < self.config.stop_at_gain <= gain:
+                self.save_together()
+                self._keep_best(gain)
                 return Stopped(epoch, gain)
             if self.position.update == 0:
                 begin = self._fitting(partial(self._with_all_potentials, data))
@@ -158,6 +167,11 @@ class _Session:
             clock.lap("update")
             self._end_epoch(data, gain, clock)
         return None
+
+    def evaluate(self) -> tuple[Comparison, Truth | None]:
+        """Base against trained, at the end."""
+        beta = self.beta_in_nats
+        return self._fitting(lambda: evaluate(self.run, self.config, self.position, beta))
 
     def save(self) -> Path:
         """Write a checkpoint, unless there is one of this position or others write it."""
@@ -311,7 +325,8 @@ class _Session:
             skipped, limit = self.position.skipped + 1, self.config.update.skip_limit
             if skipped > limit:
                 file = keep_batch(self.run, window, self.position)
-                message = f"{error}, nor were {limit} before it; its batch is kept in {file}"
+                message = f"{error}, nor were {limit} before it; its batch is kept in {file}. "
+                message += "Go back to an epoch before it with --resume RUN@EPOCH"
                 raise RunError(message) from error
             self.run.watcher.say(f"Skipped: {error} ({skipped} of {limit} in a row).")
             self.position = replace(self.position, skipped=skipped)
@@ -356,8 +371,20 @@ class _Session:
 
     def _end_epoch(self, data: Epoch, gain: float, clock: Clock) -> None:
         """Log, draw and save."""
-        epoch, config = self.position.epoch + 1, self.config
-        self._keep_best(gain)
+        epoch, config, buffer = self.position.epoch + 1, self.config, self._buffer
+        if config.replay.share or (config.replay.backward and not self.run.given):
+            here, processes = data.sampled, self.run.processes
+            buffer = buffer.with_more(data.prompts, data.final, here, processes)
+        numbers = mean_and_deviation("reward", data.final, "_")
+        beta = config.beta(self.position.update - 1, len(self._windows(0)))
+        numbers |= summary(data.rewards, data.raw, beta)
+        for item, values in zip(self.run.measured, data.measured, strict=True):
+            numbers |= mean_and_deviation(f"eval_rewards.{item.label}", values)
+        numbers |= self._temperature(data)
+        if config.evaluate.grid:
+            self._fitting(lambda: draw_grid(self.run, epoch))
+            clock.lap("grid")
+        self._keep_best(gain)  # from here on nobody is waited for, until all is as it must be
         self.position = replace(
             self.position,
             epoch=epoch,
@@ -365,20 +392,8 @@ class _Session:
             statistics=data.statistics,
             reward_calls=self.position.reward_calls + data.reward_calls,
         )
-        self._rollout_weights = self.run.policy.weights()
-        if config.replay.share or (config.replay.backward and not self.run.given):
-            here, processes = data.sampled, self.run.processes
-            self._buffer = self._buffer.with_more(data.prompts, data.final, here, processes)
-        numbers = mean_and_deviation("reward", data.final, "_")
-        beta = config.beta(self.position.update - 1, len(self._windows(0)))
-        numbers |= summary(data.rewards, data.raw, beta)
-        for item, values in zip(self.run.measured, data.measured, strict=True):
-            numbers |= mean_and_deviation(f"eval_rewards.{item.label}", values)
-        numbers |= self._temperature(data)
+        self._rollout_weights, self._buffer = self.run.policy.weights(), buffer
         self._metrics.write({"epoch": epoch, **numbers, "gain": gain})
-        if config.evaluate.grid:
-            draw_grid(self.run, epoch)
-            clock.lap("grid")
         self._timings.write({"epoch": epoch, **clock.laps})
         if epoch % config.checkpoint.every == 0 or epoch == config.epochs:
             self.save_together()

@@ -9,10 +9,11 @@ import sys
 from dataclasses import dataclass
 
 from dagflow.cli.console import complain
-from dagflow.errors import UserError
+from dagflow.errors import RunError, UserError
 
 INTERRUPTED, FAILED = 130, 1
-SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # passed on to the processes
+PATIENCE = "300"  # seconds for processes to end a step and save
+SIGNALS = "SIGTERM,SIGINT,SIGUSR1"  # passed on to the processes
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,16 @@ def launch(machines: Machines, hint: str) -> int:
         rdzv_configs={"rank": machines.node, "timeout": 900} if several else {"timeout": 900},
         max_restarts=0,
         signals_to_handle=SIGNALS,
+        shutdown_timeout=int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", PATIENCE)),
     )
     command = ["-m", "dagflow", *sys.argv[1:]]
     try:
         elastic_launch(config, entrypoint=sys.executable)(*command)
     except SignalException:
         return INTERRUPTED
+    except RuntimeError as error:  # such as a port that is taken
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(f"the processes cannot be started: {reason}") from error
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode >= 0:

@@ -72,6 +72,8 @@ def run(
 
 
 def _train(resolved: Config, group: Processes, profile: bool, resumed: Resumed | None) -> None:
+    import torch
+
     from dagflow import train
     from dagflow.cli.display import Display, Silent, profile_table
     from dagflow.errors import Interrupted
@@ -94,6 +96,8 @@ def _train(resolved: Config, group: Processes, profile: bool, resumed: Resumed |
                 display.stop()
                 err.print(f"Interrupted and saved. {_way_on(resolved.output)}")
             raise typer.Exit(INTERRUPTED) from None
+        except torch.OutOfMemoryError as error:
+            raise RunError(f"the device is out of memory: {error}") from error
         except RunError as error:
             hint = f"What was done before is saved. {_way_on(resolved.output)}"
             raise RunError(f"{error}\n{hint}") from error
@@ -122,7 +126,8 @@ def _stoppable(prints: bool) -> Iterator[Callable[[], bool]]:
         if number == signal.SIGINT and number in asked:
             raise KeyboardInterrupt
         if prints and not asked:
-            err.print("Stopping after this step (Ctrl-C again: at once) ...")
+            again = "" if is_launched() else " (Ctrl-C again: at once)"
+            err.print(f"Stopping after this step{again} ...")
         asked.append(number)
 
     known = [getattr(signal, name) for name in REQUESTS if hasattr(signal, name)]
@@ -130,8 +135,9 @@ def _stoppable(prints: bool) -> Iterator[Callable[[], bool]]:
     try:
         yield lambda: bool(asked) or (is_launched() and os.getppid() != parent)
     finally:
-        for number, before in previous.items():
-            signal.signal(number, before)
+        if not is_launched():  # else this process is about to end, and has yet to say why
+            for number, before in previous.items():
+                signal.signal(number, before)
 
 
 def _summarise(run: Run, outcome: Outcome) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -30,6 +31,7 @@ STATE = "state.json"
 TENSORS = "training_state.safetensors"
 SUMS = "SHA256SUMS"  # as sha256sum -c reads it
 FORMAT = 2  # of state.json; 1 had no checksums
+NAME = re.compile(r"epoch-(\d+)(?:-(flow|update)-(\d+))?")
 LATEST, BEST = "latest", "best"  # links to checkpoints
 
 
@@ -80,8 +82,9 @@ def save(
     """
     target = folder / position.name
     partial = folder / f".{target.name}.partial"
-    if not target.exists():
+    if not (target / STATE).exists():
         try:
+            shutil.rmtree(target, ignore_errors=True)  # what is left of one that lost its files
             _write(partial, learner, position, rollout_weights, replay)
             partial.rename(target)
             _sync(folder)
@@ -101,6 +104,8 @@ def point(link: Path, target: Path) -> None:
 
     Where the file system knows no links there is none; nothing depends on it.
     """
+    if link.is_dir() and not link.is_symlink():
+        return  # in a copy of a run that followed links
     partial = link.with_name(f".{link.name}.partial")
     partial.unlink(missing_ok=True)
     try:
@@ -141,7 +146,27 @@ def _write(
 
 def checkpoints(folder: Path) -> list[Path]:
     """All complete checkpoints, oldest first."""
-    return sorted(path.parent for path in folder.glob(f"epoch-*/{STATE}"))
+    return [path for path in folders(folder) if (path / STATE).is_file()]
+
+
+def folders(folder: Path) -> list[Path]:
+    """The same, and what is left of others."""
+    found = (path for path in folder.glob("epoch-*") if NAME.fullmatch(path.name))
+    return sorted((path for path in found if path.is_dir()), key=moment)
+
+
+def moment(checkpoint: Path) -> tuple[int, str, int]:
+    """Sorts checkpoints in the order of time, however many digits their numbers have."""
+    found = NAME.fullmatch(checkpoint.name)
+    assert found
+    return int(found[1]), found[2] or "", int(found[3] or 0)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a run that was killed had begun to write or to remove."""
+    for name in (".epoch-*.partial", ".epoch-*.dropped"):
+        for path in folder.glob(name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _sums(checkpoint: Path) -> str:
@@ -162,20 +187,20 @@ def damage(checkpoint: Path) -> str | None:
     """
     if not (checkpoint / SUMS).exists() and _older(checkpoint):
         return None
+    sums = checkpoint / SUMS
     try:
-        listed = (checkpoint / SUMS).read_bytes()
-        found = _sums(checkpoint).encode()
-    except OSError as error:
-        return str(error)
-    if listed == found:
-        return None
-    names = {line[66:] for line in set(listed.splitlines()) ^ set(found.splitlines())}
-    known = sorted({path.name for path in checkpoint.iterdir()} - {SUMS})
-    changed = [name for name in known if name.encode() in names]
-    missing = sorted(_text(name) for name in names if _text(name) not in known)
-    if missing:
-        return f"{checkpoint / SUMS} names '{missing[0]}', which is not there"
-    return f"{checkpoint / (changed[0] if changed else SUMS)} is not what was written"
+        listed = sums.read_bytes().decode("utf-8", "replace")
+        names = [line[66:] for line in listed.splitlines()]
+        due = {STATE, *(path.name for path in checkpoint.glob("*.safetensors"))}
+        if unlisted := sorted(due - set(names)):
+            return f"{sums} does not list {unlisted[0]}"
+        lines = {name: f"{_digest(checkpoint / name)}  {name}\n" for name in names}
+    except (OSError, ValueError) as error:
+        return f"{sums}: {error}"
+    changed = [name for name, line in lines.items() if line not in listed]
+    if changed:
+        return f"{checkpoint / changed[0]} is not what was written"
+    return None if "".join(lines.values()) == listed else f"{sums} is not what was written"
 
 
 def _older(checkpoint: Path) -> bool:
@@ -186,14 +211,10 @@ def _older(checkpoint: Path) -> bool:
         return False
 
 
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "replace")
-
-
 def set_aside(folder: Path, chosen: Path) -> list[str]:
     """Rename checkpoints newer than the chosen one, from which a run goes on; says which."""
     point(folder / LATEST, chosen)
-    newer = [path for path in checkpoints(folder) if path.name > chosen.name]
+    newer = [path for path in folders(folder) if moment(path) > moment(chosen)]
     for path in newer:
         aside = path.with_name(f"aside-{path.name}")
         shutil.rmtree(aside, ignore_errors=True)

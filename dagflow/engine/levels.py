@@ -81,7 +81,8 @@ def _untrained(learner: Learner, path: GaussianPath, sampled: Trajectories) -> T
     """What the objective's modules say of each step's first state, and of log Z, (B, T+1)."""
     objective, device = learner.objective, learner.policy.device
     said = torch.zeros(len(sampled.latents), path.steps + 1, device=device)
-    for rows in torch.arange(len(said)).split(learner.settings.microbatch_size):
+    size = learner.settings.microbatch_size
+    for rows in torch.arange(len(said)).split(size) if len(said) else ():
         embeds = sampled.prompt_embeds[rows].to(device).float()
         if objective.needs.log_z:
             said[rows, -1] = cast(PartitionObjective, objective).log_z(embeds)

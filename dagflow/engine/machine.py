@@ -59,7 +59,7 @@ def _shard(unet: Any, device: torch.device, processes: Processes) -> None:
             parameter.data = parameter.data.to(device)
     for module in (*unet.down_blocks, unet.mid_block, *unet.up_blocks, unet):
         trained = {p for p in module.parameters() if p.requires_grad}
-        fully_shard(module, mesh=mesh, ignored_params=trained)
+        fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=trained)
     processes.lockstep = True
 
 

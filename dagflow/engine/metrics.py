@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from dagflow.errors import NotSaved
+
 
 class JsonLines:
     """One file of JSON objects, a line each; none in a process that does not write."""
@@ -20,9 +22,14 @@ class JsonLines:
                 file.truncate(min(length, file.tell()))
 
     def write(self, record: Mapping[str, float | int | str]) -> None:
-        if self.path:
+        """Raises NotSaved if the disk is full or cannot be written."""
+        if not self.path:
+            return
+        try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise NotSaved(f"{self.path} cannot be written: {error}") from error
 
     def length(self) -> int:
         """Bytes on the disk."""

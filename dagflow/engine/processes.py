@@ -28,6 +28,7 @@ from dagflow.errors import (
 )
 
 T = TypeVar("T")
+KNOWN = "_dagflow_known"  # set on an exception of this process that all others were told of
 
 # The gravest first: all processes raise what the gravest failure of a meeting is.
 KINDS: tuple[type[BaseException], ...] = (
@@ -119,7 +120,6 @@ class Several(Processes):
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
         self._meeting = _group("gloo")
         self._gradients = _group(distributed.get_backend())
-        self._told: BaseException | None = None  # of this process's failures, the last all know
 
     def wait_at_most(self, seconds: float) -> None:
         self._meeting = _group("gloo", seconds)
@@ -131,7 +131,7 @@ class Several(Processes):
         try:
             said = work()
         except Exception as caught:
-            if self._is_known(caught):
+            if is_known(caught):
                 raise
             error, said = caught, failure(caught)
         everything = self._gather(said)
@@ -140,7 +140,7 @@ class Several(Processes):
             return everything
         kind, rank = min(failures)
         if rank == self.rank and error is not None:
-            self._told = error
+            setattr(error, KNOWN, True)
             raise error
         raise elsewhere(rank, kind, everything[rank].message)
 
@@ -167,14 +167,6 @@ class Several(Processes):
         for parameter, part in zip(parameters, parts, strict=True):
             parameter.grad = part.view_as(parameter).to(parameter.dtype)
 
-    def _is_known(self, error: BaseException | None) -> bool:
-        """Whether all processes know of it, from a meeting inside of this one."""
-        while error is not None:
-            if isinstance(error, _Elsewhere | ProcessLost) or error is self._told:
-                return True
-            error = error.__cause__
-        return False
-
     def _gather(self, value: Any) -> list[Any]:
         """Over the network in two steps, sizes and contents, as torch does it."""
         everything: list[Any] = [None] * self.size
@@ -193,6 +185,15 @@ def _group(backend: str, seconds: float | None = None) -> distributed.ProcessGro
 
 class _Elsewhere(Exception):
     """Marks an exception that another process raised first; mixed into its kind."""
+
+
+def is_known(error: BaseException | None) -> bool:
+    """Whether all processes know of it, from a meeting inside of the present one."""
+    while error is not None:
+        if isinstance(error, _Elsewhere | ProcessLost) or hasattr(error, KNOWN):
+            return True
+        error = error.__cause__
+    return False
 
 
 def failure(error: BaseException) -> Failure:
@@ -230,10 +231,19 @@ def processes() -> Iterator[Processes]:
         yield ALONE
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    distributed.init_process_group(backend)
+        rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if rank >= count:
+            raise UserError(
+                f"there is no GPU for process {rank} of this machine, which has {count}."
+            )
+        torch.cuda.set_device(rank)
     try:
-        yield Several()
+        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        group = Several()
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(f"the processes cannot connect: {reason}") from error
+    try:
+        yield group
     finally:
         distributed.destroy_process_group()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ def log_weights(trajectories: Trajectories, path: GaussianPath, density: LogDens
     first = latents[:, 0]
     one = torch.ones((), device=first.device)
     result = gaussian.log_normal(first, torch.zeros_like(first), one, "sum")
-    scale = first[0].numel() if density == "mean" else 1
+    scale = prod(first.shape[1:]) if density == "mean" else 1
     result = result + scale * trajectories.log_pf.sum(1)
     for i in range(path.steps):
         step = gaussian.step_from(path, torch.full((len(first),), i, device=first.device))
@@ -38,7 +39,7 @@ def log_weights(trajectories: Trajectories, path: GaussianPath, density: LogDens
 def base_log_weights(trajectories: Trajectories, density: LogDensity) -> Tensor:
     """sum of (log p - log p_base), (B,), in nats: the same against the base model."""
     assert trajectories.log_p_base is not None
-    scale = trajectories.latents[0, 0].numel() if density == "mean" else 1
+    scale = prod(trajectories.latents.shape[2:]) if density == "mean" else 1
     return scale * (trajectories.log_pf - trajectories.log_p_base).sum(1)
 
 

@@ -10,13 +10,15 @@ from dagflow.diffusion.noise import Stream, generator
 from dagflow.types import Needs
 
 
-def shares(windows: list[Tensor], size: int) -> list[list[int]]:
+def shares(windows: list[Tensor], size: int, sampled: int | None = None) -> list[list[int]]:
     """Which trajectories each of `size` processes has, in order of their numbers.
 
     They are dealt out in the order in which windows meet them, so that in each window all have as
-    many of them, +- 1.
+    many of them, +- 1; but those below `sampled` before others, so that all have some to sample.
     """
     met = list(dict.fromkeys(torch.cat(windows)[:, 0].tolist()))
+    if sampled is not None:
+        met.sort(key=lambda number: number >= sampled)
     return [sorted(met[rank::size]) for rank in range(size)]
 
 

@@ -38,7 +38,7 @@ from dagflow.engine.window import (
     of_all,
     whole_window,
 )
-from dagflow.errors import NotFinite, PluginError, raised
+from dagflow.errors import NotFinite, PluginError, RunError, raised
 from dagflow.profiling import span, traced
 from dagflow.types import Transitions
 
@@ -276,7 +276,10 @@ def _step(
             if not norm.isfinite():
                 raise NotFinite(f"the gradient of the {name} is not finite; the step was not taken")
     with span("optimizer"):
-        learner.optimizer.step()
+        try:
+            learner.optimizer.step()
+        except torch.OutOfMemoryError as error:  # half of it may have been taken
+            raise RunError("the device is out of memory for the optimizer's own state") from error
         learner.optimizer.zero_grad(set_to_none=True)
     return {**metrics, **norms}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import threading
 import time
@@ -66,7 +67,8 @@ def test_too_many_such_steps_stop_the_run_and_keep_the_batch(make_run, tmp_path:
     before = [p.clone() for p in run.policy.parameters()]
     with pytest.raises(RunError, match="nor were 3 before it; its batch is kept in") as caught:
         start(run)
-    file = Path(str(caught.value).rpartition(" ")[2])
+    [found] = re.findall(r"kept in (\S+\.safetensors)", str(caught.value))
+    file = Path(found)
     with safe_open(file, "pt") as kept:
         assert kept.get_tensor("latents").shape[0] == kept.get_tensor("step").shape[0] == 8
         assert any(name.startswith("prompt.") for name in kept.metadata())
@@ -231,3 +233,51 @@ def flip(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 16
     file.write_bytes(content)
+
+
+def test_what_is_no_part_of_a_checkpoint_is_no_damage(checkpoint: Path, tmp_path: Path) -> None:
+    copy = tmp_path / checkpoint.name
+    shutil.copytree(checkpoint, copy)
+    (copy / ".DS_Store").write_bytes(b"a file manager was here")
+    assert damage(copy) is None
+    (copy / "more.safetensors").write_bytes(b"")
+    assert "does not list more.safetensors" in (damage(copy) or "")
+
+
+def test_what_is_left_of_a_checkpoint_is_replaced(make_run, tmp_path: Path) -> None:
+    start(make_run(epochs=2, **QUIET))
+    folder = tmp_path / "run" / "checkpoints"
+    (folder / "epoch-0002" / "state.json").unlink()
+    (folder / ".epoch-0007.partial").mkdir()
+    run = replace(make_run(epochs=2, **QUIET), watcher=Loud())
+    resume(run)
+    assert run.watcher.said[0].startswith("DAMAGED: ")
+    assert damage(folder / "epoch-0002") is None
+    assert (folder / "latest").resolve().name == "epoch-0002"
+    assert not list(folder.glob(".*"))
+
+
+def test_a_copy_that_followed_links_goes_on(make_run, tmp_path: Path) -> None:
+    start(make_run(epochs=2, **QUIET, output=str(tmp_path / "first")))
+    shutil.copytree(tmp_path / "first", tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints" / "latest").is_symlink()
+    resume(make_run(epochs=3, **QUIET))
+    assert damage(tmp_path / "run" / "checkpoints" / "epoch-0003") is None
+
+
+def test_nothing_is_set_aside_for_a_run_that_is_refused(make_run, tmp_path: Path) -> None:
+    start(make_run(epochs=3, **QUIET, checkpoint={"keep": 3}))
+    folder = tmp_path / "run" / "checkpoints"
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(UserError, match="is past epochs = 1"):
+        resume(make_run(epochs=1, **QUIET), "2")
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_checkpoints_stand_in_the_order_of_time(tmp_path: Path) -> None:
+    names = ["epoch-0002", "epoch-0002-update-0001", "epoch-9999", "epoch-10000", "epoch-100000"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.json").write_text("{}")
+    (tmp_path / "epoch-of-mine").mkdir()
+    assert [path.name for path in checkpoints(tmp_path)] == names

@@ -117,6 +117,13 @@ def test_places_are_divided_evenly_and_in_order(size: int, count: int) -> None:
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+def test_all_processes_have_something_to_sample() -> None:
+    config = short_config(rollout={"samples_per_epoch": 12}, update={"batch_size": 24})
+    for epoch in range(20):
+        dealt = shares(cut(config, epoch, 4, Needs(log_flow=True)), 4, sampled=4)
+        assert [sum(k < 4 for k in own) for own in dealt] == [1, 1, 1, 1]
+
+
 @pytest.mark.parametrize("needs", [Needs(log_flow=True), Needs(trajectories=True), Needs()])
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_every_window_is_dealt_out_evenly(needs: Needs, size: int) -> None:
