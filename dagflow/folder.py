@@ -1,11 +1,11 @@
-"""The directory of a run: who may write there, and the configuration that it holds."""
+"""The directory of a run: who may write there, its configuration, where it goes on from."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,9 @@ from filelock import FileLock, Timeout
 
 from dagflow import config as configuration
 from dagflow.config import Config
+from dagflow.engine import checkpoint
 from dagflow.errors import UserError
+from dagflow.policies.policy import Policy
 from dagflow.recipe import read_recipe
 
 OWNER = ".owner.json"
@@ -45,6 +47,42 @@ def write_config(config: Config, folder: Path) -> None:
     partial = folder / ".config.toml.partial"
     partial.write_text(configuration.dump(config), encoding="utf-8")
     partial.rename(folder / "config.toml")
+
+
+def choose(
+    folder: Path, place: str, policy: Policy, say: Callable[[str], None]
+) -> checkpoint.Saved | None:
+    """The checkpoint to go on from: the newest that is whole, or `place` alone.
+
+    `place`: a checkpoint's name or the number of an epoch. Damage is said. None if there is no
+    checkpoint yet. Raises UserError if none is whole, or not the one that was asked for.
+    """
+    found = checkpoint.folders(folder / "checkpoints")
+    if place:
+        name = f"epoch-{int(place):04d}" if place.isdecimal() else place
+        names = ", ".join(path.name for path in found)
+        found = [path for path in found if path.name == name]
+        if not found:
+            raise UserError(f"'{folder}' has no checkpoint '{name}'. There are: {names}.")
+    first_damage = ""
+    for path in reversed(found):
+        damage = checkpoint.damage(path)
+        if damage is None:
+            return checkpoint.read(path, policy)
+        first_damage = first_damage or damage
+        say(f"DAMAGED: {damage}.")
+    if first_damage:
+        raise UserError(f"no checkpoint to go on from is whole: {first_damage}.")
+    return None
+
+
+def go_on_from(chosen: Path, say: Callable[[str], None]) -> bool:
+    """Set newer checkpoints aside, damaged or not wanted; whether the best one stays."""
+    checkpoint.sweep(chosen.parent)
+    aside = checkpoint.set_aside(chosen.parent, chosen)
+    if aside:
+        say(f"Going on from {chosen.name}; set aside: {', '.join(aside)}.")
+    return (chosen.parent / checkpoint.BEST).exists()
 
 
 @contextmanager

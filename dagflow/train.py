@@ -33,7 +33,7 @@ from dagflow.engine.update import update, warm_up
 from dagflow.engine.window import Window
 from dagflow.errors import NotFinite, NotSaved, RunError, UserError
 from dagflow.evaluate import Comparison
-from dagflow.folder import owned, require_free, write_config
+from dagflow.folder import choose, go_on_from, owned, require_free, write_config
 from dagflow.outcome import Outcome, Stopped, draw_grid, evaluate
 from dagflow.prepare import Run
 from dagflow.trouble import keep_batch, smaller
@@ -61,47 +61,16 @@ def resume(run: Run, place: str = "") -> Outcome:
     main = run.processes.from_main
     with closing(run), ExitStack() as stack:
         main(lambda: stack.enter_context(owned(run.folder)))
-        saved = main(lambda: _choose(run, place))
+        saved = main(lambda: choose(run.folder, place, run.policy, run.watcher.say))
         restored = Restored(Position(), run.policy.weights(), {})
         if saved:
             restored = run.processes.together(lambda: checkpoints.restore(saved, run.learner))
         if (restored.position.epoch, restored.position.window) > (run.config.epochs, 0):
             raise UserError(f"the run is past epochs = {run.config.epochs} already.")
-        if saved and not main(lambda: _set_aside(run, saved.place)):
+        if saved and not main(lambda: go_on_from(saved.place, run.watcher.say)):
             restored = replace(restored, position=replace(restored.position, best_gain=None))
         main(lambda: write_config(run.config, run.folder))
         return _train(run, restored)
-
-
-def _choose(run: Run, place: str) -> checkpoints.Saved | None:
-    """The checkpoint to go on from: the newest that is whole, or the one that was asked for."""
-    found = checkpoints.folders(run.folder / "checkpoints")
-    if place:
-        name = f"epoch-{int(place):04d}" if place.isdecimal() else place
-        names = ", ".join(path.name for path in found)
-        found = [path for path in found if path.name == name]
-        if not found:
-            raise UserError(f"'{run.folder}' has no checkpoint '{name}'. There are: {names}.")
-    first_damage = ""
-    for checkpoint in reversed(found):
-        damage = checkpoints.damage(checkpoint)
-        if damage is None:
-            return checkpoints.read(checkpoint, run.policy)
-        first_damage = first_damage or damage
-        run.watcher.say(f"DAMAGED: {damage}.")
-    if first_damage:
-        raise UserError(f"no checkpoint to go on from is whole: {first_damage}.")
-    return None
-
-
-def _set_aside(run: Run, chosen: Path) -> bool:
-    """Rename checkpoints that are newer, damaged or not wanted; whether the best one stays."""
-    folder = run.folder / "checkpoints"
-    checkpoints.sweep(folder)
-    aside = checkpoints.set_aside(folder, chosen)
-    if aside:
-        run.watcher.say(f"Going on from {chosen.name}; set aside: {', '.join(aside)}.")
-    return (folder / checkpoints.BEST).exists()
 
 
 def _train(run: Run, restored: Restored) -> Outcome:

@@ -99,6 +99,7 @@ class Traffic:
 
 def gradients(case: dict[str, Any], group: Processes) -> tuple[dict[str, torch.Tensor], Traffic]:
     tree = merged(COMMON, case)
+    group.lockstep = False
     if group.size == 1:
         tree.pop("machine", None)
     run = prepare(short_config(**tree), load_plugins(), Silent(), processes=group)
