@@ -110,7 +110,7 @@ def point(link: Path, target: Path) -> None:
     partial.unlink(missing_ok=True)
     try:
         partial.symlink_to(target.name)
-    except (OSError, NotImplementedError):
+    except OSError:
         return
     partial.replace(link)
 
