@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dagflow.engine.checkpoint import checkpoints, moment
 from tests.faults.conftest import TWO_REWARDS, WITH_REPLAY, WORLD, ended, wait_for
 from tests.faults.killed import state
 
@@ -25,7 +26,21 @@ GRACE = 20  # seconds that a scheduler gives at least
 
 def after(folder: Path, epoch: int) -> None:
     """Wait until a run has saved so many epochs."""
-    wait_for((folder / "checkpoints" / f"epoch-{epoch:04d}").is_dir, f"epoch {epoch} of {folder}")
+    wait_for(lambda: newest(folder) >= epoch, f"epoch {epoch} of {folder}")
+
+
+def newest(folder: Path) -> int:
+    """How many epochs the newest checkpoint has behind it."""
+    return max((moment(path)[0] for path in checkpoints(folder / "checkpoints")), default=0)
+
+
+def goes_on(begin: Begin, folder: Path) -> None:
+    """Resume a run in one process, until it has saved another epoch."""
+    epoch = newest(folder)
+    run = begin("train", "--resume", folder.name)
+    after(folder, epoch + 1)
+    run.send_signal(signal.SIGTERM)
+    assert ended(run)[0] == 130
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
@@ -106,9 +121,7 @@ def test_the_end_of_the_launcher_ends_its_processes(begin: Begin, tmp_path: Path
     run.kill()
     _, alive = psutil.wait_procs(children, timeout=GRACE)
     assert not alive
-    code, said = ended(begin("train", "--resume", "run", "-s", "epochs=401"))
-    assert "is writing to" not in said
-    assert code in (0, 2)
+    goes_on(begin, tmp_path / "run")
 
 
 def test_an_error_in_one_process_is_said_once_with_its_number(
@@ -153,10 +166,11 @@ def test_wrong_input_is_said_once(begin: Begin, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_directory_has_one_run_at_a_time(begin: Begin, tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_directory_has_one_run_at_a_time(begin: Begin, tmp_path: Path, processes: str) -> None:
     run = begin(*WORLD, "-s", "epochs=400", "--output", "run")
     after(tmp_path / "run", 1)
-    code, said = ended(begin("train", "--resume", "run"))
+    code, said = ended(begin("train", "--resume", "run", "--num-processes", processes))
     assert code == 2
     assert f"process {run.pid} on {os.uname().nodename} is writing to 'run'" in said
     assert run.poll() is None
@@ -267,8 +281,4 @@ def test_a_host_that_is_cut_off_ends_the_run_on_the_other(
     assert [code for code, _ in said] == [1, 1], said
     assert "another process of the run has gone, or does not answer" in said[0][1]
     assert "Traceback" not in said[0][1]
-    done = begin("train", "--resume", "run")
-    newest = max(path.name for path in (tmp_path / "run" / "checkpoints").glob("epoch-????"))
-    after(tmp_path / "run", int(newest.removeprefix("epoch-")) + 1)
-    done.send_signal(signal.SIGTERM)
-    assert ended(done)[0] == 130
+    goes_on(begin, tmp_path / "run")
