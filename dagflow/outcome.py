@@ -1,8 +1,7 @@
-"""What a run shows of its model: a grid after each epoch, and at the end a comparison."""
+"""What a run shows of its model at the end: a comparison with the base model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +10,10 @@ from dagflow.config import Config
 from dagflow.engine import pictures
 from dagflow.engine.checkpoint import Position
 from dagflow.engine.normalise import normalised
-from dagflow.evaluate import Comparison, Sampler, compare, cycle
+from dagflow.evaluate import Comparison, compare, cycle
 from dagflow.prepare import Run
 from dagflow.truth import Truth, against_truth
+from dagflow.watch import sampler_of
 from dagflow.worlds.rewards import Density, Ratio
 
 
@@ -36,17 +36,6 @@ class Outcome:
     stopped: Stopped | None = None
 
 
-def draw_grid(run: Run, epoch: int) -> None:
-    """The same prompts and noise every time, so that what changes is the model."""
-    prompts = cycle(run.heldout, run.config.evaluate.grid)
-    total = len(run.processes.own(len(prompts))) * run.path.steps
-    run.watcher.phase("grid", total, max(epoch, 1))
-    images = _sampler(run, run.watcher.advance).images(prompts)
-    picture = pictures.grid(images, columns=8, captions=[prompt.text for prompt in prompts])
-    file = run.folder / "samples" / f"epoch-{epoch:04d}.png"
-    run.processes.from_main(lambda: pictures.save(picture, file))
-
-
 def evaluate(
     run: Run, config: Config, position: Position, beta: float
 ) -> tuple[Comparison, Truth | None]:
@@ -58,7 +47,7 @@ def evaluate(
     prompts = cycle(run.heldout, count)
     total = 2 * len(run.processes.own(count)) * run.path.steps
     run.watcher.phase("evaluate", total, config.epochs)
-    sampler = _sampler(run, run.advance)
+    sampler = sampler_of(run, run.advance)
     rewards, against_base = normalised(run.rewards, position.statistics), run.learner.keeps_base
     comparison = compare(sampler, prompts, rewards, run.measured, beta, against_base)
     truth = against_truth(sampler, comparison) if _aims_at_the_truth(run, beta) else None
@@ -67,16 +56,12 @@ def evaluate(
         _draw_comparison(run, comparison)
         if truth:
             charts.save(charts.truth_chart(truth), run.folder / "samples" / "truth.png")
-        numbers = report.report(config, comparison, truth, position.reward_calls)
+        calls, checkpoint = position.reward_calls, position.name
+        numbers = report.report(config, comparison, truth, calls, checkpoint, run.features)
         report.write(numbers, run.folder / "report.json")
 
     run.processes.from_main(write)
     return comparison, truth
-
-
-def _sampler(run: Run, progress: Callable[[int], None]) -> Sampler:
-    size, seed = run.config.rollout.batch_size, run.config.seed
-    return Sampler(run.policy, run.path, size, seed, progress=progress, processes=run.processes)
 
 
 def _aims_at_the_truth(run: Run, beta: float) -> bool:
@@ -89,8 +74,15 @@ def _aims_at_the_truth(run: Run, beta: float) -> bool:
 def _draw_comparison(run: Run, comparison: Comparison) -> None:
     shown = min(len(comparison.prompts), 12)
     picture = pictures.before_after(
-        comparison.base_images[:shown],
-        comparison.images[:shown],
+        comparison.base.images[:shown],
+        comparison.trained.images[:shown],
         [prompt.text for prompt in comparison.prompts[:shown]],
     )
-    pictures.save(picture, run.folder / "samples" / "before-after.png")
+    folder = run.folder / "samples"
+    pictures.save(picture, folder / "before-after.png")
+    for name, one in (("base", comparison.base), ("trained", comparison.trained)):
+        places = report.ranked(one.rewards)
+        rows = [k for rank in places for k in rank]
+        captions = [comparison.prompts[k].text for k in rows]
+        sheet = pictures.grid(one.images[rows], len(places[0]), captions)
+        pictures.save(sheet, folder / f"ranked-{name}.png")

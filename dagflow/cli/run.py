@@ -155,11 +155,12 @@ def _summarise(run: Run, outcome: Outcome) -> None:
         out.print(f"beta      {outcome.beta:.4g} (found for {run.config.objective.beta})")
     if comparison is not None:
         out.print(f"report    {run.folder / 'report.json'}")
-        if len(comparison.scores) > 1:
-            for label, scores in comparison.scores.items():
-                out.print(f"{label}: {_change(comparison.base_scores[label], scores)}")
-        change = _change(comparison.base_rewards, comparison.rewards)
-        out.print(f"reward on {len(comparison.rewards)} held-out seeds: {change}")
+        base, now = comparison.base, comparison.trained
+        if len(now.scores) > 1:
+            for label, scores in now.scores.items():
+                out.print(f"{label}: {_change(base.scores[label], scores)}")
+        change = _change(base.rewards, now.rewards)
+        out.print(f"reward on {len(now.rewards)} held-out seeds: {change}")
         if "slope" in comparison.temperature:
             out.print(_temperature(run, outcome))
     if outcome.truth is not None:
