@@ -30,11 +30,13 @@ def report(
     truth: Truth | None,
     reward_calls: int,
     checkpoint: str,
+    beta: float,
     features: Features,
 ) -> dict[str, Any]:
     """Numbers alone: what rewards, diversity, looks and drift are, and how sure that is.
 
-    In a world also distances to the truth. `checkpoint`: the name of the one that was evaluated.
+    In a world also distances to the truth. `checkpoint`: the name of the one that was evaluated;
+    `beta`: the final one in nats, which the temperature's slope is due to be.
     """
     prompts, images = comparison.prompts, (comparison.base.images, comparison.trained.images)
     base, now = (measure(one, prompts, features) for one in (comparison.base, comparison.trained))
@@ -64,7 +66,7 @@ def report(
         "from_base": diversity.from_base(*(features.coarse(part) for part in images)),
         "statistics": _looks(base, now),
         "drift": comparison.drift,
-        "temperature": {"beta": config.final_beta, **comparison.temperature},
+        "temperature": {"beta": config.final_beta, "due": beta, **comparison.temperature},
     }
     if len(prompts) <= LISTED:
         numbers |= {

@@ -32,12 +32,10 @@ from dagflow.engine.transitions import cut
 from dagflow.engine.update import update, warm_up
 from dagflow.engine.window import Window
 from dagflow.errors import NotFinite, NotSaved, RunError, UserError
-from dagflow.evaluate import Comparison
 from dagflow.folder import choose, go_on_from, owned, require_free, write_config
-from dagflow.outcome import Outcome, Stopped, evaluate
+from dagflow.outcome import Evaluation, Outcome, Stopped, beta_in_nats, evaluate
 from dagflow.prepare import Run
 from dagflow.trouble import keep_batch, smaller
-from dagflow.truth import Truth
 from dagflow.watch import Watch
 
 T = TypeVar("T")
@@ -85,10 +83,8 @@ def _train(run: Run, restored: Restored) -> Outcome:
         session.save()
         raise
     checkpoint = session.save_together()
-    comparison, truth = None, None
-    if run.config.evaluate.images:
-        comparison, truth = session.evaluate()
-    return Outcome(checkpoint, comparison, truth, session.config.final_beta, stopped)
+    evaluation = session.evaluate() if run.config.evaluate.images else None
+    return Outcome(checkpoint, evaluation, session.config.final_beta, stopped)
 
 
 def _open_logs(run: Run) -> None:
@@ -139,10 +135,9 @@ class _Session:
             self._end_epoch(data, gain, clock)
         return None
 
-    def evaluate(self) -> tuple[Comparison, Truth | None]:
+    def evaluate(self) -> Evaluation:
         """Base against trained, at the end."""
-        beta = self.beta_in_nats
-        return self._fitting(lambda: evaluate(self.run, self.config, self.position, beta))
+        return self._fitting(lambda: evaluate(self.run, self.config, self.position))
 
     def save(self) -> Path:
         """Write a checkpoint, unless there is one of this position or others write it."""
@@ -231,11 +226,6 @@ class _Session:
         return replace(data, potentials=values)
 
     @property
-    def beta_in_nats(self) -> float:
-        """The final beta on the scale of summed log-densities."""
-        return self.config.final_beta * (self._values if self.run.learner.density == "mean" else 1)
-
-    @property
     def _values(self) -> int:
         """D."""
         return prod(self.run.policy.latent_shape)
@@ -315,7 +305,7 @@ class _Session:
             else log_weights(sampled, self.run.path, density)
         )
         weights = self.run.processes.gathered(weights, sampled.index.tolist())
-        found = temperature(weights, data.final, data.prompts, self.beta_in_nats)
+        found = temperature(weights, data.final, data.prompts, beta_in_nats(self.run, self.config))
         return {f"temperature.{name}": value for name, value in found.items()}
 
     def _windows(self, epoch: int) -> list[Tensor]:

@@ -64,11 +64,12 @@ def from_base(base: Tensor, now: Tensor) -> dict[str, float]:
 
     as_they_are = nn.Identity()
     as_they_are.num_features = base.shape[1]  # type: ignore[assignment]
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # its subsets are drawn
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it keeps all features, as it is meant to
         frechet = FrechetInceptionDistance(feature=as_they_are)
         kernel = KernelInceptionDistance(feature=as_they_are, subsets=1, subset_size=len(base))
     for metric in (frechet, kernel):
         metric.update(base.double(), real=True)
         metric.update(now.double(), real=False)
-    return {"fid": float(frechet.compute()), "kid": float(kernel.compute()[0])}
+    with torch.random.fork_rng(devices=[]):  # the kernel's one subset is drawn: it is all images
+        return {"fid": float(frechet.compute()), "kid": float(kernel.compute()[0])}

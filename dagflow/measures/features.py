@@ -84,22 +84,32 @@ def load_features(name: str, device: torch.device) -> Features:
     """
     if name == "pixels":
         return Pixels()
+    import transformers.utils.logging
     from transformers import AutoImageProcessor, AutoModel
 
-    place = _place(KNOWN.get(name, name))
+    transformers.utils.logging.disable_progress_bar()
     try:
-        processor = AutoImageProcessor.from_pretrained(place)
-        model = AutoModel.from_pretrained(place)
-    except Exception as error:  # of many kinds, from two libraries
+        place = _place(KNOWN.get(name, name))
+        processor = AutoImageProcessor.from_pretrained(place, local_files_only=True)
+        model = AutoModel.from_pretrained(place, local_files_only=True)
+    except Exception as error:  # of many kinds, from three libraries
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        kept = f"{VARIABLE}/{KNOWN.get(name, 'OWNER/NAME')}"
         raise UserError(
             f"evaluate.features = '{name}' is neither pixels nor a vision model that can be loaded "
-            f"({reason}). Put its files into {VARIABLE}/{KNOWN.get(name, 'OWNER/NAME')}, or give "
-            f"its folder."
+            f"({reason.rstrip('.')}). Put its files into {kept}, or give its folder."
         ) from None
     return Network(name, model, processor, device)
 
 
-def _place(name: str) -> str:
-    kept = Path(os.environ.get(VARIABLE, "")).expanduser() / name
-    return str(kept) if os.environ.get(VARIABLE) and kept.is_dir() else name
+def _place(name: str) -> Path:
+    """The folder of its files, fetched if need be."""
+    from huggingface_hub import snapshot_download
+
+    weights = os.environ.get(VARIABLE)
+    for folder in (Path(name), *([Path(weights).expanduser() / name] if weights else [])):
+        if folder.is_dir():
+            return folder
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise FileNotFoundError("there is no such folder")
+    return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
