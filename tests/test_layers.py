@@ -15,8 +15,8 @@ ROOT = Path(dagflow.__file__).parent
 ORDER = [
     "errors", "types", "profiling", "counting", "weights", "hookspecs", "plugins", "conformance",
     "scaffold", "recipe", "config", "diffusion", "worlds", "policies", "engine", "measures",
-    "evaluate", "truth", "report", "compare", "charts", "score", "folder", "prepare", "estimate",
-    "collect", "watch", "outcome", "trouble", "train", "cli",
+    "evaluate", "alarms", "truth", "report", "compare", "charts", "score", "folder", "prepare",
+    "estimate", "collect", "watch", "outcome", "trouble", "train", "cli",
 ]  # fmt: skip
 STAGES = ["prompts", "rollout", "transitions", "metrics", "pictures"]
 
