@@ -46,6 +46,7 @@ def main() -> None:
     from dagflow.cli import (
         compare,
         doctor,
+        export,
         listing,
         new_plugin,
         sample,
@@ -55,7 +56,9 @@ def main() -> None:
         weights,
     )
 
-    for command in (train, sample, score, compare, doctor, serve, listing, weights, new_plugin):
+    for command in (
+        *(train, sample, export, score, compare, doctor, serve, listing, weights, new_plugin),
+    ):
         command.register(app)
     try:
         app()

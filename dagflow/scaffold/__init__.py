@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from dagflow.errors import UserError
+from dagflow.errors import UserError, require_empty
 
 TEMPLATES = Path(str(resources.files("dagflow.scaffold") / "templates"))
 SUFFIX = ".jinja"
@@ -55,8 +55,7 @@ def write_project(words: dict[str, Any], folder: Path) -> list[Path]:
     All or nothing: it is written beside its place and then renamed. Returns the files, relative to
     the folder. Raises UserError if the folder is in use.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"'{folder}' exists and is not empty. Give another --output.")
+    require_empty(folder)
     files = render(words)
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
