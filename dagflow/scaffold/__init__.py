@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from dagflow import __version__
 from dagflow.errors import UserError, require_empty
 
 TEMPLATES = Path(str(resources.files("dagflow.scaffold") / "templates"))
@@ -40,6 +41,7 @@ def words_for(distribution: str, kind: str) -> dict[str, Any]:
     plugin = re.sub(r"[-_.]+", "-", distribution[len(prefix) :]).lower()
     title = "".join(word.capitalize() for word in plugin.split("-"))
     return {
+        "dagflow": __version__,
         "distribution": distribution,
         "kind": kind,
         "module": module,
