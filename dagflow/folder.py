@@ -88,15 +88,13 @@ def whole_checkpoint(folder: Path, place: str, say: Callable[[str], None]) -> Pa
 
 
 def _placed(folder: Path, found: Sequence[Path], place: str) -> list[Path]:
-    link = folder / "checkpoints" / place
-    if place in (checkpoint.LATEST, checkpoint.BEST) and link.is_dir():
-        chosen = checkpoint.same(link, found)  # in a copy of the run it may be no link
-    else:
-        name = f"epoch-{int(place):04d}" if place.isdecimal() else place
-        chosen = [path for path in found if path.name == name]
+    name = f"epoch-{int(place):04d}" if place.isdecimal() else place
+    chosen = [path for path in found if path.name == name]
+    if name in (checkpoint.LATEST, checkpoint.BEST):
+        chosen = checkpoint.same(folder / "checkpoints" / name, found)
     if not chosen:
         names = ", ".join(path.name for path in found)
-        raise UserError(f"'{folder}' has no checkpoint '{place}'. There are: {names}.")
+        raise UserError(f"'{folder}' has no checkpoint '{name}'. There are: {names}.")
     return chosen
 
 

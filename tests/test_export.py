@@ -318,10 +318,13 @@ def test_best_is_found_in_a_copy_without_links(trained: Trained) -> None:
     [
         (("export", "run"), "'run/export' exists and is not empty"),
         (("export", "run", "--output", "run/config.toml"), "exists and is not empty"),
-        (("export", "run@7", "--output", "new"), "no checkpoint '7'. There are: epoch-0001, epo"),
+        (
+            ("export", "run@7", "--output", "new"),
+            "no checkpoint 'epoch-0007'. There are: epoch-0001",
+        ),
         (("export", "run@", "--output", "new"), "after @ the number of an epoch"),
         (("export", "none"), "'none' is not a run directory"),
-        (("sample", "run@7", "--prompt", "x"), "no checkpoint '7'"),
+        (("sample", "run@7", "--prompt", "x"), "no checkpoint 'epoch-0007'"),
     ],
 )
 def test_bad_input_gets_one_message_and_writes_nothing(
