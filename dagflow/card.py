@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from dagflow import __version__, weights
-from dagflow.config import Config
+from dagflow.config import Config, OpenTable
 from dagflow.errors import UserError
 from dagflow.plugins import Registry
 from dagflow.policies.loading import EMBEDDED
+from dagflow.policies.stable_diffusion import StableDiffusionPolicy
 from dagflow.weights import WeightFile
 
+LORA = StableDiffusionPolicy.WEIGHTS_FILE
+KOHYA = "kohya_lora_weights.safetensors"
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 TEMPLATE = "templates/model_card.md.jinja"
 TAGS = ["text-to-image", "stable-diffusion", "diffusers", "gflownet", "dagflow"]
 COMPARED = {
@@ -62,15 +67,13 @@ class Wishes:
     base_model: str = ""  # its id on the hub, where the run had it from elsewhere
     license: str = ""  # as the hub writes it
 
+    def __post_init__(self) -> None:
+        if self.base_model and not HUB_ID.fullmatch(self.base_model):
+            raise UserError(f"--base-model {self.base_model}: an id such as owner/name is due.")
 
-def card(
-    trained: Trained,
-    wishes: Wishes,
-    registry: Registry,
-    drawn: Sequence[str],
-    names: Mapping[str, str],
-) -> str:
-    """README.md. `drawn`: files of the example's pictures; `names`: `lora_file`, `kohya_file`."""
+
+def card(trained: Trained, wishes: Wishes, registry: Registry, drawn: Sequence[str] = ()) -> str:
+    """README.md. `drawn`: files of the example's pictures."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -101,10 +104,11 @@ def card(
         "guidance_scale": config.rollout.guidance_scale,
         "settings": list(_settings(trained)),
         "rewards": [_reward(registry, label, config) for label in config.rewards],
-        "files": [_file(file) for file in _files(registry, config)],
+        "files": _files(registry, config),
         "images": report.get("images"),
         "measured": list(_measured(report)),
-        **names,
+        "lora_file": LORA,
+        "kohya_file": KOHYA,
     }
     return environment.from_string(template).render(words)
 
@@ -114,7 +118,7 @@ def _front_matter(trained: Trained, wishes: Wishes, drawn: Sequence[str]) -> str
     from huggingface_hub import ModelCardData
 
     base = wishes.base_model or trained.config.model
-    on_the_hub = base not in EMBEDDED and not Path(base).exists()
+    on_the_hub = HUB_ID.fullmatch(base) and not Path(base).exists()
     shown = zip(wishes.prompts, drawn, strict=False)
     return ModelCardData(
         base_model=base if on_the_hub else None,
@@ -139,9 +143,9 @@ def _settings(trained: Trained) -> Iterator[tuple[str, object]]:
     beta = state.get("beta") or objective.beta
     found = f" (found for {objective.beta})" if objective.divergence is not None else ""
     yield "checkpoint", f"{trained.checkpoint.name}: {state.get('update', 0)} updates"
-    yield "objective", f"{objective.name}{_options(objective.options)}"
+    yield "objective", _with_options(objective.name, objective)
     yield "beta", f"{beta}{found}, on the {objective.log_density} of log-densities"
-    yield "prompts", f"{config.prompts.name}{_options(config.prompts.options)}"
+    yield "prompts", _with_options(config.prompts.name, config.prompts)
     yield "num_inference_steps", config.rollout.num_inference_steps
     yield "guidance_scale", config.rollout.guidance_scale
     yield "LoRA", f"rank {lora.rank}, alpha {lora.alpha}, on {', '.join(lora.targets)}"
@@ -149,8 +153,12 @@ def _settings(trained: Trained) -> Iterator[tuple[str, object]]:
     yield "seed", config.seed
 
 
-def _options(options: Mapping[str, object]) -> str:
-    return f" ({', '.join(f'{key} = {value}' for key, value in options.items())})" * bool(options)
+def _with_options(name: str, table: OpenTable) -> str:
+    return f"{name} ({_options(table)})" if table.options else name
+
+
+def _options(table: OpenTable) -> str:
+    return ", ".join(f"{key} = {value}" for key, value in table.options.items())
 
 
 def _reward(registry: Registry, label: str, config: Config) -> dict[str, object]:
@@ -164,36 +172,31 @@ def _reward(registry: Registry, label: str, config: Config) -> dict[str, object]
     return {
         "label": label if name == label else f"{label} ({name})",
         "weight": table.weight,
-        "options": _options(table.options).strip(" ()"),
+        "options": _options(table),
         "origin": origin,
     }
 
 
-def _files(registry: Registry, config: Config) -> Iterator[WeightFile]:
+def _files(registry: Registry, config: Config) -> list[dict[str, str]]:
     names = {(table.name or label).partition(":")[0] for label, table in config.rewards.items()}
-    found = {
-        file: None
+    read = {
+        file.name: {**asdict(file), "name": file.name, "sha256": _sha256(file)}
         for item in registry.provided
         if item.kind == "reward" and item.name in names
         for file in weights.files_read_by(item.factory)
     }
-    yield from found
+    return list(read.values())
 
 
-def _file(file: WeightFile) -> dict[str, str]:
-    path = weights.find(file)
-    known = file.sha256 or (weights.check(file, path) if path else "")
-    return {
-        "name": file.name,
-        "revision": file.revision,
-        "sha256": known,
-        "licence": file.licence,
-    }
+def _sha256(file: WeightFile) -> str:
+    """ "" if it is not known."""
+    path = None if file.sha256 else weights.find(file)
+    return weights.check(file, path) if path else file.sha256
 
 
 def _measured(report: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     """Rows of what a report compares, as far as it does."""
-    for name, numbers in [("reward", report.get("reward")), *_by_label(report)]:
+    for name, numbers in [("total reward", report.get("reward")), *_by_label(report)]:
         if numbers and numbers.get("trained") is not None:
             yield _row(name, numbers)
     for name in ("diversity", "vendi"):
@@ -213,17 +216,16 @@ def _by_label(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any] | 
 def _row(name: str, numbers: Mapping[str, Any]) -> dict[str, str]:
     base, now = numbers.get("base"), numbers["trained"]
     error, wins = numbers.get("standard_error_of_change"), numbers.get("win_rate")
-    notes = [
-        f"change {now - base:+.4g} +- {error:.2g}"
-        if error is not None and base is not None
-        else "",
-        f"better in {wins:.0%} of pairs" if wins is not None else "",
-    ]
+    notes = []
+    if error is not None and base is not None:
+        notes.append(f"change {now - base:+.4g} +- {error:.2g}")
+    if wins is not None:
+        notes.append(f"better in {wins:.0%} of pairs")
     return {
         "name": name,
         "base": "" if base is None else f"{base:.4g}",
         "trained": f"{now:.4g}",
-        "note": ", ".join(note for note in notes if note),
+        "note": ", ".join(notes),
     }
 
 
@@ -233,8 +235,11 @@ def _cell(value: object) -> str:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """Empty where there is none."""
+    """Empty where there is none. Raises UserError for a file that is something else."""
     if not file.is_file():
         return {}
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"'{file}' is no JSON: {error}.") from None
     return found

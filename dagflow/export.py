@@ -11,19 +11,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dagflow import folder as run_folder
-from dagflow.card import Trained, Wishes, card
+from dagflow.card import KOHYA, LORA, Trained, Wishes, card
 from dagflow.config import Config
 from dagflow.draw import draw
 from dagflow.engine import checkpoint, pictures
-from dagflow.engine.prompts import as_prompts, heldout_prompts
+from dagflow.engine.prompts import heldout_prompts
 from dagflow.errors import UserError, require_empty
 from dagflow.plugins import Registry
 from dagflow.policies.loading import default_device, load_pipeline, load_policy
 from dagflow.policies.stable_diffusion import StableDiffusionPolicy
-from dagflow.types import PromptSource
+from dagflow.prepare import load_prompts
 
-LORA = StableDiffusionPolicy.WEIGHTS_FILE
-KOHYA = "kohya_lora_weights.safetensors"
 CARD = "README.md"
 SHOWN = 4  # prompts of the card's example
 
@@ -45,11 +43,9 @@ def find(run: Path, place: str, say: Callable[[str], None]) -> Trained:
 
 def example_prompts(config: Config, registry: Registry) -> tuple[str, ...]:
     """The first held-out prompts of a run."""
-    name, colon, path = config.prompts.name.partition(":")
-    options = {**config.prompts.options, **({"path": path} if colon else {})}
-    source: PromptSource = registry.maker("prompts", name, options)()
-    prompts = heldout_prompts(name, source, as_prompts(name, source))
-    return tuple(dict.fromkeys(prompt.text for prompt in prompts))[:SHOWN]
+    source, prompts = load_prompts(config, registry)
+    shown = heldout_prompts(config.prompts.name, source, prompts)
+    return tuple(dict.fromkeys(prompt.text for prompt in shown))[:SHOWN]
 
 
 def export(
@@ -72,8 +68,7 @@ def export(
             _copy_lora(trained, partial)
         _copy_pictures(trained, partial / "samples")
         drawn = _draw(trained, wishes, partial) if draws else []
-        names = {"lora_file": LORA, "kohya_file": KOHYA}
-        text = card(trained, wishes, registry, drawn, names)
+        text = card(trained, wishes, registry, drawn)
         (partial / CARD).write_text(text, encoding="utf-8")
         if output.exists():
             output.rmdir()

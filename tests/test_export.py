@@ -30,7 +30,6 @@ from tests.conftest import SHORT_OPTIONS, merged
 OPTIONS = [*SHORT_OPTIONS, "-s", "lora.alpha=9", "-s", "update.learning_rate=0.02"]
 LARGE = ["-s", "update.max_grad_norm=1", "-s", "update.regulariser=0"]
 PROMPTS = ("a cat", "a dog", "a horse", "a monkey")  # the first of `animals`
-NAMES = {"lora_file": export.LORA, "kohya_file": export.KOHYA}
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -187,7 +186,7 @@ def test_the_card_says_what_was_trained(folder: Path, trained: Trained) -> None:
         "| jpeg-compressibility | 1.0 |  | dagflow-align",
     ):
         assert line in text
-    [row] = re.findall(r"^\| reward \| (\S+) \| (\S+) \| change", text, re.MULTILINE)
+    [row] = re.findall(r"^\| total reward \| (\S+) \| (\S+) \| change", text, re.MULTILINE)
     reward = trained.report["reward"]
     assert row == (f"{reward['base']:.4g}", f"{reward['trained']:.4g}")
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
@@ -205,7 +204,7 @@ def test_an_older_checkpoint_is_not_shown_with_the_newests_measurements(trained:
     assert older.report == {}
     assert list(older.pictures()) == ["epoch-0001.png"]
     assert trained.report["images"] == 4
-    assert "## Measured" not in card(older, Wishes(("a cat",)), load_plugins(), [], NAMES)
+    assert "## Measured" not in card(older, Wishes(("a cat",)), load_plugins())
 
 
 def test_a_report_of_any_version_is_read(trained: Trained) -> None:
@@ -223,15 +222,15 @@ def test_a_report_of_any_version_is_read(trained: Trained) -> None:
         "vendi": None,
     }
     report.write_text(json.dumps(newer))
-    text = card(trained, Wishes(("a cat",)), load_plugins(), [], NAMES)
+    text = card(trained, Wishes(("a cat",)), load_plugins())
     assert "On 32 held-out pictures" in text
-    assert "| reward |  | 2 |  |" in text
+    assert "| total reward |  | 2 |  |" in text
     assert "| a\\|b | 1 | 2 | change +1 +- 0.5, better in 75% of pairs |" in text
     assert "| other (measured only) | 1 | 0.5 |  |" in text
     report.write_text(json.dumps({**newer, "checkpoint": "epoch-0001"}))
-    assert "## Measured" not in card(trained, Wishes(("a cat",)), load_plugins(), [], NAMES)
+    assert "## Measured" not in card(trained, Wishes(("a cat",)), load_plugins())
     report.unlink()
-    assert "## Measured" not in card(trained, Wishes(("a cat",)), load_plugins(), [], NAMES)
+    assert "## Measured" not in card(trained, Wishes(("a cat",)), load_plugins())
 
 
 def test_the_card_names_the_weights_that_rewards_read(trained: Trained) -> None:
@@ -240,7 +239,7 @@ def test_the_card_names_the_weights_that_rewards_read(trained: Trained) -> None:
     tree = trained.config.model_dump()
     rewards = {"aesthetic": {"weight": 2.0}, "mine": {"name": "of-nobody"}}
     changed = replace(trained, config=config.resolve(merged(tree, {"rewards": rewards})))
-    text = card(changed, Wishes(("a cat",)), load_plugins(), [], NAMES)
+    text = card(changed, Wishes(("a cat",)), load_plugins())
     due = [file for file in vars(files).values() if isinstance(file, files.WeightFile)]
     named = [
         file
@@ -254,7 +253,7 @@ def test_the_card_names_the_weights_that_rewards_read(trained: Trained) -> None:
 
 @pytest.mark.parametrize("prompt", ['it\'s "so"\n```\n| blue', "{{ 7 * 7 }} \\ 'é'"])
 def test_the_code_of_any_prompt_is_that_prompt(trained: Trained, prompt: str) -> None:
-    text = card(trained, Wishes((prompt,)), load_plugins(), ["samples/0000.png"], NAMES)
+    text = card(trained, Wishes((prompt,)), load_plugins(), ["samples/0000.png"])
     [code] = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     [listed] = re.findall(r"^prompts = \[.*?^\]", code, re.DOTALL | re.MULTILINE)
     names: dict[str, list[str]] = {}
@@ -323,6 +322,7 @@ def test_best_is_found_in_a_copy_without_links(trained: Trained) -> None:
             "no checkpoint 'epoch-0007'. There are: epoch-0001",
         ),
         (("export", "run@", "--output", "new"), "after @ the number of an epoch"),
+        (("export", "run", "--base-model", "/sd", "--output", "new"), "such as owner/name is due"),
         (("export", "none"), "'none' is not a run directory"),
         (("sample", "run@7", "--prompt", "x"), "no checkpoint 'epoch-0007'"),
     ],
