@@ -47,6 +47,7 @@ def main() -> None:
         compare,
         doctor,
         evaluate,
+        export,
         listing,
         new_plugin,
         sample,
@@ -57,16 +58,8 @@ def main() -> None:
     )
 
     for command in (
-        train,
-        sample,
-        evaluate,
-        score,
-        compare,
-        doctor,
-        serve,
-        listing,
-        weights,
-        new_plugin,
+        *(train, sample, evaluate, export, score, compare, doctor),
+        *(serve, listing, weights, new_plugin),
     ):
         command.register(app)
     try:
