@@ -212,6 +212,15 @@ class EvaluateTable(Table):
     """[evaluate.rewards.LABEL] rewards that are measured and never trained on."""
 
 
+class TrackingTable(Table):
+    """Who else is told what the run logs. It decides no numbers."""
+
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    """`tensorboard`, `trackio`, `wandb`; several will do."""
+    project: str = Field("dagflow", min_length=1)
+    """Under which trackio and wandb keep the run."""
+
+
 class Config(Table):
     """One run. Everything that decides its numbers stands here."""
 
@@ -240,6 +249,7 @@ class Config(Table):
     machine: MachineTable = MachineTable()
     checkpoint: CheckpointTable = CheckpointTable()
     evaluate: EvaluateTable = EvaluateTable()
+    tracking: TrackingTable = TrackingTable()
 
     @model_validator(mode="after")
     def _an_epoch_holds_a_batch(self) -> Config:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL.Image import Image
+
 from dagflow import charts, report
 from dagflow.config import Config
 from dagflow.engine import pictures
@@ -44,7 +46,14 @@ def draw_grid(run: Run, epoch: int) -> None:
     images = _sampler(run, run.watcher.advance).images(prompts)
     picture = pictures.grid(images, columns=8, captions=[prompt.text for prompt in prompts])
     file = run.folder / "samples" / f"epoch-{epoch:04d}.png"
-    run.processes.from_main(lambda: pictures.save(picture, file))
+    run.processes.from_main(lambda: _show(run, picture, file, "samples"))
+    run.watcher.pictures(images, epoch)
+
+
+def _show(run: Run, picture: Image, file: Path, name: str) -> None:
+    """In the run's folder, and to trackers by a name."""
+    pictures.save(picture, file)
+    run.trackers.picture(name, file)
 
 
 def evaluate(
@@ -93,4 +102,4 @@ def _draw_comparison(run: Run, comparison: Comparison) -> None:
         comparison.images[:shown],
         [prompt.text for prompt in comparison.prompts[:shown]],
     )
-    pictures.save(picture, run.folder / "samples" / "before-after.png")
+    _show(run, picture, run.folder / "samples" / "before-after.png", "before-after")

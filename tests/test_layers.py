@@ -15,8 +15,8 @@ ROOT = Path(dagflow.__file__).parent
 ORDER = [
     "errors", "types", "profiling", "counting", "weights", "hookspecs", "plugins", "conformance",
     "scaffold", "recipe", "config", "diffusion", "worlds", "policies", "engine", "evaluate",
-    "truth", "report", "compare", "charts", "score", "folder", "prepare", "estimate", "collect",
-    "outcome", "trouble", "train", "cli",
+    "truth", "report", "compare", "charts", "score", "folder", "tracking", "prepare",
+    "estimate", "collect", "outcome", "trouble", "train", "cli",
 ]  # fmt: skip
 STAGES = ["prompts", "rollout", "transitions", "metrics", "pictures"]
 
