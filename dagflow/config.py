@@ -231,6 +231,15 @@ class AlarmsTable(Table):
     """Deviations by which brightness, edges, ... may move beyond what the reward explains."""
 
 
+class TrackingTable(Table):
+    """Who else is told what the run logs. It decides no numbers."""
+
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    """`tensorboard`, `trackio`, `wandb`; several will do."""
+    project: str = Field("dagflow", min_length=1)
+    """Under which trackio and wandb keep the run."""
+
+
 class Config(Table):
     """One run. Everything that decides its numbers stands here."""
 
@@ -260,6 +269,7 @@ class Config(Table):
     checkpoint: CheckpointTable = CheckpointTable()
     evaluate: EvaluateTable = EvaluateTable()
     alarms: AlarmsTable = AlarmsTable()
+    tracking: TrackingTable = TrackingTable()
 
     @model_validator(mode="after")
     def _an_epoch_holds_a_batch(self) -> Config:

@@ -49,6 +49,7 @@ def start(run: Run) -> Outcome:
     with closing(run), ExitStack() as stack:
         main(lambda: stack.enter_context(owned(run.folder)))
         main(lambda: write_config(run.config, run.folder))
+        main(lambda: stack.enter_context(run.trackers.begun(run.folder, update=0, warm_up=0)))
         return _train(run, Restored(Position(), run.policy.weights(), {}))
 
 
@@ -70,6 +71,8 @@ def resume(run: Run, place: str = "") -> Outcome:
         if saved and not main(lambda: go_on_from(saved.place, run.watcher.say)):
             restored = replace(restored, position=replace(restored.position, best_gain=None))
         main(lambda: write_config(run.config, run.folder))
+        update, warm_up = restored.position.update, restored.position.warm_up
+        main(lambda: stack.enter_context(run.trackers.begun(run.folder, update, warm_up)))
         return _train(run, restored)
 
 
@@ -110,7 +113,8 @@ class _Session:
         self._buffer = empty.restored(restored.replay, run.prompts)  # before the epoch
         metrics, timings = run.folder / "metrics.jsonl", run.folder / "timings.jsonl"
         here = run.processes.is_main
-        self._metrics = JsonLines(metrics if here else None, position.metrics_bytes)
+        tell, length = run.trackers.record, position.metrics_bytes
+        self._metrics = JsonLines(metrics if here else None, length, tell)
         self._timings = JsonLines(timings if here else None, position.timings_bytes)
 
     def train(self) -> Stopped | None:

@@ -16,8 +16,8 @@ ORDER = [
     "errors", "types", "profiling", "counting", "weights", "hookspecs", "plugins", "conformance",
     "scaffold", "recipe", "config", "diffusion", "worlds", "policies", "engine", "measures",
     "evaluate", "alarms", "truth", "report", "compare", "charts", "score", "folder", "draw",
-    "prepare", "card", "export", "estimate", "collect", "watch", "outcome", "trouble", "train",
-    "cli",
+    "tracking", "prepare", "card", "export", "estimate", "collect", "watch", "outcome",
+    "trouble", "train", "cli",
 ]  # fmt: skip
 STAGES = ["prompts", "rollout", "transitions", "metrics", "pictures"]
 

@@ -50,6 +50,7 @@ def run(
     machines: Machines,
     profile: bool,
     resumed: Resumed | None = None,
+    pictures: bool | None = None,
 ) -> None:
     """Train. The main process resolves the configuration, and alone prints."""
     if is_launched():
@@ -58,17 +59,23 @@ def run(
         with processes() as group:
             resolved = group.from_main(resolve)
             group.wait_at_most(resolved.machine.patience)
-            _train(resolved, group, profile, resumed)
+            _train(resolved, group, profile, resumed, pictures)
         return
     resolved = resolve()
     if machines.processes * machines.nodes > 1:
         raise typer.Exit(launch(machines, _way_on(resolved.output)))
     from dagflow.engine.processes import ALONE
 
-    _train(resolved, ALONE, profile, resumed)
+    _train(resolved, ALONE, profile, resumed, pictures)
 
 
-def _train(resolved: Config, group: Processes, profile: bool, resumed: Resumed | None) -> None:
+def _train(
+    resolved: Config,
+    group: Processes,
+    profile: bool,
+    resumed: Resumed | None,
+    pictures: bool | None,
+) -> None:
     import torch
 
     from dagflow import train
@@ -77,7 +84,7 @@ def _train(resolved: Config, group: Processes, profile: bool, resumed: Resumed |
     from dagflow.prepare import prepare
     from dagflow.profiling import profiled
 
-    display = Display(err, resolved.stop_at_gain > 0) if group.is_main else None
+    display = Display(err, resolved.stop_at_gain > 0, pictures) if group.is_main else None
     profiles = None
     with display or nullcontext(), _stoppable(group.is_main) as stop_asked:
         registry, watcher = load_plugins(), display or Silent()
