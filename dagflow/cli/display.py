@@ -9,6 +9,7 @@ from types import TracebackType
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from dagflow.cli.steady import SteadyLive
@@ -77,8 +78,7 @@ class Display:
         self._bars.reset(
             self._task, description=name, total=total, epoch=epoch, left=self._time_left()
         )
-        if self._live.is_started:
-            self._live.refresh()  # some stages are over before the next one
+        self._live.show_now()  # some stages are over before the next refresh
 
     def advance(self, units: int) -> None:
         self._bars.update(self._task, advance=units, left=self._time_left())
@@ -89,7 +89,7 @@ class Display:
 
     def say(self, text: str) -> None:
         alarm = text.lower().startswith("alarm")
-        self._console.print(text, style="bold red" if alarm else None, markup=False)
+        self._console.print(Text(text, "bold red" if alarm else ""))
         if alarm:
             self._view.alarm(text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from threading import Thread
 from typing import cast
 
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType, RenderResult
@@ -15,7 +16,11 @@ ERASE, UP = (ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1)
 
 
 class SteadyLive(Live):
-    """rich's, which erases and writes all that it shows at each refresh. Gone in the end."""
+    """rich's, which erases and writes all that it shows at each refresh. Gone in the end.
+
+    What others print meanwhile waits for the next refresh, and the main thread writes nothing: its
+    signal handlers, which print, would otherwise find a line half written.
+    """
 
     def __init__(
         self, console: Console, renderable: Callable[[], RenderableType], per_second: float
@@ -26,25 +31,36 @@ class SteadyLive(Live):
             refresh_per_second=per_second,
             transient=True,
         )
+        self._said: list[ConsoleRenderable] = []
         self._written: Lines = []
         self._width = 0  # of the terminal, when they were written
 
+    def show_now(self) -> None:
+        """Refresh, if it has started, and wait until that is done."""
+        if self.is_started:
+            writer = Thread(target=self.refresh)
+            writer.start()
+            writer.join()
+
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        """What is to be written: these, and what is shown under them."""
+        """What is to be written at a refresh, which prints nothing of its own; else nothing."""
         if not self.console.is_interactive:
             return renderables
-        with self._lock:
-            width = self.console.width
-            narrower = width < self._width
-            stays = not narrower and all(isinstance(item, Control) for item in renderables)
-            self._live_render.vertical_overflow = self.vertical_overflow
-            up = max(0, len(self._written) - 1) + (self._folds(width) if narrower else 0)
-            to_the_top = (UP,) * up if stays else (ERASE, *(UP, ERASE) * up)
-            return [
-                Control(ControlType.CARRIAGE_RETURN, *to_the_top),
-                *renderables,
-                _Changes(self, self._written if stays else []),
-            ]
+        if not all(isinstance(item, Control) for item in renderables):
+            self._said.extend(renderables)
+            return []
+        said, self._said = self._said, []
+        width = self.console.width
+        narrower = width < self._width
+        stays = not narrower and not said
+        self._live_render.vertical_overflow = self.vertical_overflow
+        up = max(0, len(self._written) - 1) + (self._folds(width) if narrower else 0)
+        to_the_top = (UP,) * up if stays else (ERASE, *(UP, ERASE) * up)
+        return [
+            Control(ControlType.CARRIAGE_RETURN, *to_the_top),
+            *said,
+            _Changes(self, self._written if stays else []),
+        ]
 
     def _folds(self, width: int) -> int:
         """Lines that a terminal has added, by folding those that no longer fit its `width`."""

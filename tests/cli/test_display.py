@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from pathlib import Path
 import pyte
 import pytest
 import torch
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from dagflow.cli.display import Display
 from dagflow.cli.view import BLOCKS, curve
@@ -52,6 +53,12 @@ class Terminal(io.StringIO):
     def write(self, text: str) -> int:
         self._stream.feed(text.replace("\n", "\r\n"))
         return super().write(text)
+
+    def everything(self) -> list[str]:
+        """Also what has scrolled away."""
+        columns = range(self.screen.columns)
+        above = ["".join(row[k].data for k in columns) for row in self.screen.history.top]
+        return [row.rstrip() for row in (*above, *self.screen.display) if row.strip()]
 
     def rows(self) -> list[str]:
         return [row.rstrip() for row in self.screen.display if row.strip()]
@@ -127,6 +134,7 @@ def test_what_stands_still_is_not_written_again() -> None:
         rows = terminal.rows()
         assert [a == b for a, b in zip(rows, before, strict=True)].count(False) == 1
         terminal.console.print("said")
+        display._live.refresh()
         assert terminal.rows() == [*rows[:2], "said", *rows[2:]]
 
 
@@ -230,3 +238,33 @@ def test_a_pipe_gets_a_line_for_each_epoch_and_no_more(dagflow: Callable[..., ob
     lines = done.stderr.splitlines()  # type: ignore[attr-defined]
     assert [line.split("  ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
     assert "\x1b" not in done.stderr  # type: ignore[attr-defined]
+
+
+def test_whoever_speaks_at_whatever_moment_spoils_nothing() -> None:
+    """Signal handlers print from within a refresh, and other threads between two."""
+    terminal = Terminal()
+    with Display(terminal.console) as display:
+        shown = display._live._get_renderable
+        assert shown is not None
+
+        def interrupted() -> RenderableType:
+            terminal.console.print("from within")
+            return shown()
+
+        display._live._get_renderable = interrupted
+        epochs(display, 2)
+        display.pictures(torch.rand(8, 3, 32, 32), 2)
+        talker = threading.Thread(target=lambda: [display.say(f"said {k}") for k in range(50)])
+        talker.start()
+        for _ in range(20):
+            display.advance(1)
+            display._live.refresh()
+        talker.join()
+        display._live.refresh()
+        rows = terminal.rows()
+        assert sum("rollout" in row for row in rows) == 1
+        assert sum(row.startswith("epoch 2   ") for row in rows) == 1
+        display._live._get_renderable = shown
+    said = [line for line in terminal.everything() if line.startswith("said")]
+    assert said == [f"said {k}" for k in range(50)]
+    assert not any(HALF_BLOCK in line for line in terminal.everything())
