@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all worlds parity lint format tiny-model clean
+.PHONY: help setup demo test test-all worlds parity docs docs-serve reference lint format tiny-model clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -49,6 +49,15 @@ parity: setup build/originals/installed ## Hold the rewards against the genuine 
 	build/originals/bin/python -m tools.parity.originals build/parity $(if $(FULL),--full)
 	$(BIN)/python -m tools.parity.compare build/parity $(if $(GOLDEN),--golden $(GOLDEN))
 
+docs: reference ## Build the documentation site into build/site; warnings are errors
+	$(BIN)/zensical build --clean --strict
+
+docs-serve: setup ## Show the site at http://localhost:8000 while you write
+	$(BIN)/zensical serve
+
+reference: setup ## Write the pages of commands, settings and metrics anew from the code
+	$(BIN)/python -m tools.reference
+
 lint: setup ## Style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -62,4 +71,4 @@ tiny-model: setup ## Train the embedded model anew (hours; needs Noto Color Emoj
 	$(BIN)/python tools/tiny_model/train.py
 
 clean: ## Remove what make created, but for runs
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .cache build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
