@@ -20,7 +20,8 @@ if (location.protocol === "file:") {
       document.documentElement.append(this.frame);
     }
 
-    async postMessage(data) {
+    async postMessage(message) {
+      const data = structuredClone(message); // a worker's copy is its own to change
       await this.loaded;
       this.frame.contentWindow?.dispatchEvent(new MessageEvent("message", { data }));
     }
