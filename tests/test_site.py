@@ -22,6 +22,11 @@ from tools.reference.__main__ import PAGES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
 LINKS = {"a": "href", "area": "href"}
 RESOURCES = {
     **dict.fromkeys(("script", "img", "iframe", "audio", "video", "source", "embed"), "src"),
@@ -121,6 +126,35 @@ def test_every_page_is_in_the_navigation(site: Path) -> None:
     listed = list(leaves(project["nav"]))
     assert sorted(listed) == sorted(written)
     assert all((site / page).with_suffix(".html").is_file() for page in listed)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as running:
+        chromium = running.chromium.launch(executable_path=program, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_search_works_from_the_file_system(site: Path, browser: Any, scheme: str) -> None:
+    """It answers, asks no other host, and nothing is complained of, on a narrow screen too."""
+    said: list[str] = []
+    page = browser.new_page(color_scheme=scheme, viewport={"width": 380, "height": 800})
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: said.append(request.url))
+    page.goto((site / "index.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 380
+    page.locator(".md-header label[for=__search]").click()
+    page.locator("input[aria-autocomplete]").press_sequentially("flow_warmup")
+    page.get_by_text("[update]").first.wait_for()
+    page.close()
+    assert not [text for text in said if not text.startswith(("file:", "data:"))]
 
 
 def leaves(entry: Any) -> Iterator[str]:
