@@ -186,8 +186,8 @@ def test_every_metric_of_a_run_is_explained(dagflow, tmp_path: Path) -> None:
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     names = {name for line in lines for name in json.loads(line)}
     names = {name.replace("jpeg-compressibility", "LABEL") for name in names}
-    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-    assert not {name for name in names if f"`{name}`" not in page}
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert not {name for name in names if f"| `{name}` |" not in page}
 
 
 def test_module_can_be_run(tmp_path: Path) -> None:
