@@ -46,6 +46,7 @@ def complete() -> typer.Typer:
     from dagflow.cli import (
         compare,
         doctor,
+        evaluate,
         listing,
         new_plugin,
         sample,
@@ -55,7 +56,18 @@ def complete() -> typer.Typer:
         weights,
     )
 
-    for command in (train, sample, score, compare, doctor, serve, listing, weights, new_plugin):
+    for command in (
+        train,
+        sample,
+        evaluate,
+        score,
+        compare,
+        doctor,
+        serve,
+        listing,
+        weights,
+        new_plugin,
+    ):
         command.register(app)
     return app
 
