@@ -26,7 +26,7 @@ def page() -> str:
     """Markdown, from the commands themselves."""
     command = typer.main.get_command(complete())
     text = get_docs_for_click(obj=command, ctx=typer.Context(command), indent=1, name="dagflow")
-    text = USAGE.sub(r"    \1", LISTS.sub("", text))
+    text = USAGE.sub(r"**Usage**:\n\n    \1", LISTS.sub("", text))
     text = LINE.sub(r"Example:\n\n  \1", BOLD.sub(r"`\1`", text))
     text = BETWEEN.sub("\\1\n", EXAMPLE.sub("    ", text))
     return f"{HEAD}\n{text.rstrip()}\n"
