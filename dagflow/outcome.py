@@ -9,25 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from dagflow import charts, report
+from dagflow.alarms import Alarm
 from dagflow.config import Config
 from dagflow.engine import pictures
-from dagflow.engine.checkpoint import Position, restore
+from dagflow.engine.checkpoint import Position, read, restore
 from dagflow.engine.normalise import normalised
-from dagflow.errors import UserError
 from dagflow.evaluate import Comparison, compare, cycle
-from dagflow.folder import choose
+from dagflow.folder import whole_checkpoint
 from dagflow.prepare import Run
 from dagflow.truth import Truth, against_truth
-from dagflow.watch import sampler_of
+from dagflow.watch import sampler_of, show_picture
 from dagflow.worlds.rewards import Density, Ratio
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """A run that has gained enough (`stop_at_gain`)."""
+    """A run that has gained enough (`stop_at_gain`), or was ended by an alarm."""
 
     epochs: int  # that were done
     gain: float  # in deviations of the first epoch's rewards
+    alarms: tuple[Alarm, ...] = ()
+    went_back: bool = False  # to a checkpoint before them
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,7 @@ def evaluate_checkpoint(run: Run, place: str = "") -> Evaluation:
     Raises UserError if there is none, or it is none of this configuration.
     """
     with closing(run):
-        saved = choose(run.folder, place, run.policy, run.watcher.say)
-        if not saved:
-            raise UserError(f"'{run.folder}' has no checkpoint yet.")
+        saved = read(whole_checkpoint(run.folder, place, run.watcher.say), run.policy)
         restore(saved, run.learner)
         beta = saved.position.beta
         return evaluate(
@@ -110,7 +110,7 @@ def _draw_comparison(run: Run, comparison: Comparison) -> None:
         [prompt.text for prompt in comparison.prompts[:shown]],
     )
     folder = run.folder / "samples"
-    pictures.save(picture, folder / "before-after.png")
+    show_picture(run, picture, folder / "before-after.png", "before-after")
     for name, one in (("base", comparison.base), ("trained", comparison.trained)):
         places = report.ranked(one.rewards)
         rows = [k for rank in places for k in rank]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from dagflow.config import Config, OpenTable, RewardTable
 from dagflow.diffusion.path import GaussianPath
@@ -23,6 +24,7 @@ from dagflow.plugins import Kind, Registry
 from dagflow.policies.loading import default_device, load_policy
 from dagflow.policies.policy import Policy
 from dagflow.policies.world import WorldPolicy
+from dagflow.tracking import Trackers, require
 from dagflow.types import Needs, Prompt, PromptSource, Reward
 from dagflow.worlds.rewards import Density
 
@@ -40,7 +42,10 @@ class Watcher(Protocol):
         """New numbers."""
 
     def say(self, text: str) -> None:
-        """Something that a person should read."""
+        """Something that a person should read; what begins with "Alarm" is shown as one."""
+
+    def pictures(self, images: Tensor, epoch: int) -> None:
+        """The grid (B, 3, height, width) of an epoch; 0 is the base model."""
 
     def epoch_done(self, epoch: int, epochs: int) -> None:
         """An epoch is over and saved."""
@@ -62,6 +67,7 @@ class Run:
     features: Features  # in which images are compared
     watcher: Watcher
     stop_asked: Callable[[], bool]
+    trackers: Trackers
 
     @property
     def policy(self) -> Policy:
@@ -114,12 +120,13 @@ def prepare(
     if not config.rewards:
         known = ", ".join(registry.names("reward"))
         raise UserError(f"a run needs a reward: --reward NAME. Installed: {known}.")
+    require(config.tracking.trackers)
     make_rewards = _reward_makers(config.rewards, registry)
     make_measured = _reward_makers(config.evaluate.rewards, registry)
     if twice := sorted(config.rewards.keys() & config.evaluate.rewards.keys()):
         raise UserError(f"'{twice[0]}' is trained on; give the measured one another label.")
     make_objective = _maker(registry, "objective", config.objective.name, config.objective)
-    source, prompts = _prompts(config, registry)
+    source, prompts = load_prompts(config, registry)
 
     device = default_device()
     rollout = config.rollout
@@ -162,6 +169,7 @@ def prepare(
         features=load_features(config.evaluate.features, device),
         watcher=watcher,
         stop_asked=stop_asked,
+        trackers=Trackers(config, watcher.say),
     )
 
 
@@ -283,7 +291,8 @@ def _background(label: str, reward: Reward) -> Background:
     return Background(concurrency)
 
 
-def _prompts(config: Config, registry: Registry) -> tuple[PromptSource, tuple[Prompt, ...]]:
+def load_prompts(config: Config, registry: Registry) -> tuple[PromptSource, tuple[Prompt, ...]]:
+    """The prompt source of a run, and what it holds for training."""
     table = config.prompts
     name, colon, path = table.name.partition(":")
     if colon:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from PIL.Image import Image
+
+from dagflow.alarms import Alarm, find_alarms
 from dagflow.engine import pictures
 from dagflow.engine.normalise import Statistics, normalised
 from dagflow.evaluate import (
@@ -33,6 +37,7 @@ class Watched:
     base: Measured
     now: Measured
     numbers: dict[str, float]
+    alarms: tuple[Alarm, ...]
 
 
 class Watch:
@@ -68,7 +73,10 @@ class Watch:
             self._draw_grid(run, epoch, now)
             return self._measured(run, base, now, statistics) if measures else None
 
-        return run.processes.from_main(looked)
+        watched = run.processes.from_main(looked)
+        if shown := run.config.evaluate.grid:
+            run.watcher.pictures(now.images[:shown], epoch)
+        return watched
 
     def _draw_grid(self, run: Run, epoch: int, now: Drawn) -> None:
         shown = run.config.evaluate.grid
@@ -77,7 +85,7 @@ class Watch:
         captions = [prompt.text for prompt in self.prompts[:shown]]
         folder = run.folder / "samples"
         picture = pictures.grid(now.images[:shown], COLUMNS, captions)
-        pictures.save(picture, folder / f"epoch-{epoch:04d}.png")
+        show_picture(run, picture, folder / f"epoch-{epoch:04d}.png", "samples")
         if not (folder / PROMPTS).exists():
             (folder / PROMPTS).write_text(json.dumps(captions), encoding="utf-8")
 
@@ -89,7 +97,9 @@ class Watch:
             measure(side(drawn, rewards, run.measured), self.prompts, run.features)
             for drawn in (base, now)
         )
-        return Watched(before, after, _numbers(before, after, drift_from(base, now)))
+        numbers = _numbers(before, after, drift_from(base, now))
+        alarms = find_alarms(before, after, run.config.alarms)
+        return Watched(before, after, numbers, tuple(alarms))
 
 
 def _numbers(base: Measured, now: Measured, drift: Mapping[str, float]) -> dict[str, float]:
@@ -108,6 +118,12 @@ def _numbers(base: Measured, now: Measured, drift: Mapping[str, float]) -> dict[
     if now.diversity is not None and now.vendi is not None:
         numbers |= {"diversity": now.diversity, "vendi": now.vendi}
     return {PREFIX + name: value for name, value in numbers.items()}
+
+
+def show_picture(run: Run, picture: Image, file: Path, name: str) -> None:
+    """In the run's folder, and to trackers by a name."""
+    pictures.save(picture, file)
+    run.trackers.picture(name, file)
 
 
 def sampler_of(run: Run, progress: Callable[[int], None]) -> Sampler:

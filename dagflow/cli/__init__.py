@@ -47,6 +47,7 @@ def complete() -> typer.Typer:
         compare,
         doctor,
         evaluate,
+        export,
         listing,
         new_plugin,
         sample,
@@ -57,16 +58,8 @@ def complete() -> typer.Typer:
     )
 
     for command in (
-        train,
-        sample,
-        evaluate,
-        score,
-        compare,
-        doctor,
-        serve,
-        listing,
-        weights,
-        new_plugin,
+        *(train, sample, evaluate, export, score, compare, doctor),
+        *(serve, listing, weights, new_plugin),
     ):
         command.register(app)
     return app

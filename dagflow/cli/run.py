@@ -21,7 +21,7 @@ from dagflow.plugins import load_plugins
 if TYPE_CHECKING:
     from dagflow.config import Config
     from dagflow.engine.processes import Processes
-    from dagflow.outcome import Outcome
+    from dagflow.outcome import Outcome, Stopped
     from dagflow.prepare import Run
 
 REQUESTS = ("SIGINT", "SIGTERM", "SIGUSR1")  # to save and end; schedulers send the latter two
@@ -50,6 +50,7 @@ def run(
     machines: Machines,
     profile: bool,
     resumed: Resumed | None = None,
+    pictures: bool | None = None,
 ) -> None:
     """Train. The main process resolves the configuration, and alone prints."""
     if is_launched():
@@ -58,17 +59,23 @@ def run(
         with processes() as group:
             resolved = group.from_main(resolve)
             group.wait_at_most(resolved.machine.patience)
-            _train(resolved, group, profile, resumed)
+            _train(resolved, group, profile, resumed, pictures)
         return
     resolved = resolve()
     if machines.processes * machines.nodes > 1:
         raise typer.Exit(launch(machines, _way_on(resolved.output)))
     from dagflow.engine.processes import ALONE
 
-    _train(resolved, ALONE, profile, resumed)
+    _train(resolved, ALONE, profile, resumed, pictures)
 
 
-def _train(resolved: Config, group: Processes, profile: bool, resumed: Resumed | None) -> None:
+def _train(
+    resolved: Config,
+    group: Processes,
+    profile: bool,
+    resumed: Resumed | None,
+    pictures: bool | None,
+) -> None:
     import torch
 
     from dagflow import train
@@ -77,7 +84,7 @@ def _train(resolved: Config, group: Processes, profile: bool, resumed: Resumed |
     from dagflow.prepare import prepare
     from dagflow.profiling import profiled
 
-    display = Display(err, resolved.stop_at_gain > 0) if group.is_main else None
+    display = Display(err, resolved.stop_at_gain > 0, pictures) if group.is_main else None
     profiles = None
     with display or nullcontext(), _stoppable(group.is_main) as stop_asked:
         registry, watcher = load_plugins(), display or Silent()
@@ -141,8 +148,7 @@ def _summarise(run: Run, outcome: Outcome) -> None:
     stopped = outcome.stopped
     if stopped is not None:
         out.print(
-            f"stopped   after epoch {stopped.epochs} of {run.config.epochs}: the reward rose by "
-            f"{stopped.gain:.2f} deviations (stop_at_gain = {run.config.stop_at_gain:g})"
+            f"stopped   after epoch {stopped.epochs} of {run.config.epochs}: {_why(run, stopped)}"
         )
     out.print(f"pictures  {run.folder / 'samples'}")
     out.print(f"metrics   {run.folder / 'metrics.jsonl'}")
@@ -153,3 +159,11 @@ def _summarise(run: Run, outcome: Outcome) -> None:
     if outcome.evaluation is not None:
         out.print(f"report    {run.folder / 'report.json'}")
         print_evaluation(outcome.evaluation)
+
+
+def _why(run: Run, stopped: Stopped) -> str:
+    if not stopped.alarms:
+        gained = f"the reward rose by {stopped.gain:.2f} deviations"
+        return f"{gained} (stop_at_gain = {run.config.stop_at_gain:g})"
+    back = ", and went back to the checkpoint before it" if stopped.went_back else ""
+    return f"{stopped.alarms[0]} (alarms.action = {run.config.alarms.action}){back}"
