@@ -3,8 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-lowest test-newest package worlds parity lint format
-.PHONY: tiny-model clean
+.PHONY: help setup demo test test-all test-lowest test-newest package worlds parity docs docs-serve
+.PHONY: reference lint format tiny-model clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -74,6 +74,15 @@ parity: setup build/originals/installed ## Hold the rewards against the genuine 
 	build/originals/bin/python -m tools.parity.originals build/parity $(if $(FULL),--full)
 	$(BIN)/python -m tools.parity.compare build/parity $(if $(GOLDEN),--golden $(GOLDEN))
 
+docs: reference ## Build the documentation site into build/site; warnings are errors
+	$(BIN)/zensical build --clean --strict
+
+docs-serve: setup ## Show the site at http://localhost:8000 while you write
+	$(BIN)/zensical serve
+
+reference: setup ## Write the pages of commands, settings and metrics anew from the code
+	$(BIN)/python -m tools.reference
+
 lint: setup ## Style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -87,4 +96,4 @@ tiny-model: setup ## Train the embedded model anew (hours; needs Noto Color Emoj
 	$(BIN)/python tools/tiny_model/train.py
 
 clean: ## Remove what make created, but for runs
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .cache build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -20,10 +20,10 @@ from PIL import Image
 from dagflow import Needs, Transitions, conformance, hookspecs, types
 from dagflow.conformance.pytest_plugin import KINDS
 from tests.conftest import SHORT_OPTIONS, WITHOUT_FLOW
-from tests.distributions.wheels import install_wheels
+from tests.distributions.wheels import install_wheels, run_tests
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md")))]
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -59,6 +59,23 @@ def follow_the_tutorial(folder: Path) -> Path:
     return install_wheels([folder], folder)
 
 
+def follow_the_first_reward(project: Path) -> Path:
+    """Put the tutorial's two files into the project that `new-plugin` wrote, and install it."""
+    page = "docs/tutorials/first-reward.md"
+    reward, test = blocks(page, "python")
+    module = f"{project.name.replace('-', '_')}.py"
+    (project / module).write_text(reward)
+    (project / "tests" / f"test_{module}").write_text(test)
+    [shown] = blocks(page, "toml")
+    whole = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
+    assert merged_tree(whole, tomllib.loads(shown)) == whole
+    folder = project.parent / "installed"
+    folder.mkdir()
+    site = install_wheels([project], folder)
+    assert " passed" in run_tests([project], site, folder)
+    return site
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
 def test_documented_commands_work(dagflow, tmp_path: Path, page: str) -> None:
     """In the order of the page, with training cut short."""
@@ -74,6 +91,8 @@ def test_documented_commands_work(dagflow, tmp_path: Path, page: str) -> None:
             short = [*short[:4], *short[6:]]  # without objective.flow_channels
         done = dagflow(*words, *short, **variables)
         assert done.returncode == 0, (words, done.stderr)
+        if words[0] == "new-plugin" and page == "docs/tutorials/first-reward.md":
+            variables["PYTHONPATH"] = str(follow_the_first_reward(tmp_path / words[1]))
     for words in commands(page, "pytest"):
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *words],
@@ -95,6 +114,11 @@ def test_the_readmes_reward_trains_and_is_as_short_as_promised(dagflow, tmp_path
     assert done.returncode == 0, done.stderr
     listed = dagflow("list-plugins", PYTHONPATH=str(tmp_path), COLUMNS="200").stdout
     assert "dagflow-redness 1.0" in listed
+
+
+def test_the_first_reward_is_as_short_as_promised() -> None:
+    code = blocks("docs/tutorials/first-reward.md", "python")[0].splitlines()
+    assert len([line for line in code if line.strip()]) <= 12
 
 
 def test_the_tutorials_files_are_the_examples() -> None:
@@ -162,8 +186,8 @@ def test_every_metric_of_a_run_is_explained(dagflow, tmp_path: Path) -> None:
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     names = {name for line in lines for name in json.loads(line)}
     names = {name.replace("jpeg-compressibility", "LABEL") for name in names}
-    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-    assert not {name for name in names if f"`{name}`" not in page}
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert not {name for name in names if f"| `{name}` |" not in page}
 
 
 def test_module_can_be_run(tmp_path: Path) -> None:

@@ -41,8 +41,8 @@ def options(
     pass
 
 
-def main() -> None:
-    """The `dagflow` command. Exits: 0 done, 1 the run failed, 2 wrong input, 130 interrupted."""
+def complete() -> typer.Typer:
+    """The application with all its commands."""
     from dagflow.cli import (
         compare,
         doctor,
@@ -62,8 +62,13 @@ def main() -> None:
         *(serve, listing, weights, new_plugin),
     ):
         command.register(app)
+    return app
+
+
+def main() -> None:
+    """The `dagflow` command. Exits: 0 done, 1 the run failed, 2 wrong input, 130 interrupted."""
     try:
-        app()
+        complete()()
     except UserError as error:
         _complain("Error", error)
         sys.exit(USER_ERROR)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +67,11 @@ def from_base(base: Tensor, now: Tensor) -> dict[str, float]:
     as_they_are.num_features = base.shape[1]  # type: ignore[assignment]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it keeps all features, as it is meant to
-        frechet = FrechetInceptionDistance(feature=as_they_are)
-        kernel = KernelInceptionDistance(feature=as_they_are, subsets=1, subset_size=len(base))
+        alone: dict[str, Any] = {"sync_on_compute": False}  # one process has all, others wait
+        frechet = FrechetInceptionDistance(feature=as_they_are, **alone)
+        kernel = KernelInceptionDistance(
+            feature=as_they_are, subsets=1, subset_size=len(base), **alone
+        )
     for metric in (frechet, kernel):
         metric.update(base.double(), real=True)
         metric.update(now.double(), real=False)
