@@ -13,9 +13,9 @@ import dagflow
 
 ROOT = Path(dagflow.__file__).parent
 ORDER = [
-    "errors", "types", "profiling", "counting", "weights", "hookspecs", "plugins", "conformance",
+    "errors", "glossary", "provenance", "types", "profiling", "counting", "weights", "hookspecs", "plugins", "conformance",
     "scaffold", "recipe", "config", "diffusion", "worlds", "policies", "engine", "evaluate",
-    "truth", "report", "compare", "charts", "score", "folder", "prepare", "estimate", "collect",
+    "truth", "report", "compare", "charts", "score", "folder", "page", "prepare", "estimate", "collect",
     "outcome", "trouble", "train", "cli",
 ]  # fmt: skip
 STAGES = ["prompts", "rollout", "transitions", "metrics", "pictures"]
