@@ -349,7 +349,9 @@ REPORT: dict[str, Term] = {
         "Trained on", "Whether training saw this reward; one that it never saw is a fairer judge."
     ),
     "per_image.MODEL": Term(
-        "Rewards by image", "Total reward of each held-out image, {MODEL} model.", REWARD_UNIT
+        "Rewards by image, {MODEL}",
+        "Total reward of each held-out image, {MODEL} model.",
+        REWARD_UNIT,
     ),
     "diversity.MODEL": Term(
         "Diversity, {MODEL}", HELD_OUT["held_out.diversity"].meaning, "distance", "higher"

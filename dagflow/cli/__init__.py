@@ -48,6 +48,7 @@ def main() -> None:
         doctor,
         listing,
         new_plugin,
+        report,
         sample,
         score,
         serve,
@@ -55,7 +56,8 @@ def main() -> None:
         weights,
     )
 
-    for command in (train, sample, score, compare, doctor, serve, listing, weights, new_plugin):
+    commands = (train, sample, score, compare, report, doctor, serve, listing, weights, new_plugin)
+    for command in commands:
         command.register(app)
     try:
         app()

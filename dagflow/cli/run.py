@@ -16,6 +16,7 @@ import typer
 from dagflow import RunError, UserError
 from dagflow.cli.console import err, out
 from dagflow.cli.launch import INTERRUPTED, Machines, is_launched, launch
+from dagflow.errors import described
 from dagflow.plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -155,6 +156,7 @@ def _summarise(run: Run, outcome: Outcome) -> None:
         out.print(f"beta      {outcome.beta:.4g} (found for {run.config.objective.beta})")
     if comparison is not None:
         out.print(f"report    {run.folder / 'report.json'}")
+        write_page(run.folder)
         if len(comparison.scores) > 1:
             for label, scores in comparison.scores.items():
                 out.print(f"{label}: {_change(comparison.base_scores[label], scores)}")
@@ -164,6 +166,18 @@ def _summarise(run: Run, outcome: Outcome) -> None:
             out.print(_temperature(run, outcome))
     if outcome.truth is not None:
         out.print(_distances(outcome.truth))
+
+
+def write_page(folder: Path) -> None:
+    """Show where the page is, or why there is none: the run has ended well all the same."""
+    from dagflow.page import build
+
+    try:
+        page = build.write([folder], folder / build.NAME)
+    except Exception as error:
+        err.print(f"There is no page of this run: {described(error)}", markup=False)
+    else:
+        out.print(f"page      {page}", markup=False)
 
 
 def _temperature(run: Run, outcome: Outcome) -> str:
