@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from dagflow import __version__
 from dagflow.errors import UserError
@@ -123,5 +121,5 @@ def _panel(run: RunData, identifier: str) -> Panel:
     )
 
 
-def _asset(name: str) -> Any:
-    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
+def _asset(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8")
