@@ -206,8 +206,16 @@ class CheckpointTable(Table):
 class EvaluateTable(Table):
     images: int = Field(64, ge=0)
     """Images from held-out seeds, before and after training, paired by seed; 0 for none."""
+    every: PositiveInt = 1
+    """Epochs between looks at held-out seeds, the same prompts and noise every time."""
+    watched: int = Field(32, ge=0)
+    """Images of a look that are measured: rewards, diversity, drift, looks; 0: none."""
+    images_per_prompt: PositiveInt = 4
+    """Of them, images of each prompt."""
     grid: int = Field(16, ge=0)
-    """Pictures in each epoch's grid: the same prompts and noise every time; 0 for no grids."""
+    """The first of them, shown in a picture; 0 for no pictures."""
+    features: str = "pixels"
+    """In which diversity is measured: `pixels`, `dino`, `clip`, a folder or a hub id."""
     rewards: dict[str, RewardTable] = Field(default_factory=dict)
     """[evaluate.rewards.LABEL] rewards that are measured and never trained on."""
 

@@ -284,7 +284,12 @@ TIMINGS: dict[str, Term] = {
     "score_seconds": Term("Score", "Time spent waiting for rewards after that.", "seconds"),
     "warm_up_seconds": Term("Warm-up", "Time for the warm-up of the flow network.", "seconds"),
     "update_seconds": Term("Update", "Time for the epoch's optimizer steps.", "seconds"),
-    "grid_seconds": Term("Grid", "Time to draw the epoch's grid of pictures.", "seconds"),
+    "watch_seconds": Term(
+        "Watch", "Time to draw held-out images after the epoch, and to measure them.", "seconds"
+    ),
+    "grid_seconds": Term(
+        "Grid", "The same in older runs, which drew without measuring.", "seconds"
+    ),
     "STAGE_seconds": Term("{STAGE}", "Time for this part of the epoch.", "seconds"),
 }
 
@@ -386,6 +391,12 @@ REPORT: dict[str, Term] = {
         "Best, median, worst", "Places of the images with such rewards, {MODEL} model."
     ),
     "temperature.beta": Term("Final beta", STEP["beta"].meaning),
+    "temperature.due": Term(
+        "Slope that is due",
+        "beta in nats, for the summed log-density: what the slope would be if samples came in "
+        "proportion.",
+        "nats for a unit of reward",
+    ),
     "temperature.slope": EPOCH["temperature.slope"],
     "temperature.log_z": EPOCH["temperature.log_z"],
     "temperature.ess": EPOCH["temperature.ess"],

@@ -18,6 +18,7 @@ from dagflow.engine.prompts import as_prompts, heldout_prompts
 from dagflow.engine.replay import Kept, given_images
 from dagflow.engine.scoring import Background, WeightedReward, place
 from dagflow.errors import Interrupted, PluginError, UserError
+from dagflow.measures.features import Features, load_features
 from dagflow.plugins import Kind, Registry
 from dagflow.policies.loading import default_device, load_policy
 from dagflow.policies.policy import Policy
@@ -58,6 +59,7 @@ class Run:
     prompts: tuple[Prompt, ...]
     heldout: tuple[Prompt, ...]
     given: tuple[Kept, ...]  # pictures from which backward trajectories start
+    features: Features  # in which images are compared
     watcher: Watcher
     stop_asked: Callable[[], bool]
 
@@ -157,6 +159,7 @@ def prepare(
         prompts=prompts,
         heldout=heldout_prompts(config.prompts.name, source, prompts),
         given=given_images(Path(replay.images), policy) if replay.images else (),
+        features=load_features(config.evaluate.features, device),
         watcher=watcher,
         stop_asked=stop_asked,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,7 @@ from dagflow.engine.checkpoint import Position, Restored
 from dagflow.engine.learner import set_rates
 from dagflow.engine.levels import first_levels, zero_levels
 from dagflow.engine.metrics import Clock, JsonLines
-from dagflow.engine.normalise import SMALLEST, mean_and_deviation, moments, summary
+from dagflow.engine.normalise import SMALLEST, Statistics, mean_and_deviation, moments, summary
 from dagflow.engine.potentials import CurrentPotentials
 from dagflow.engine.replay import Buffer
 from dagflow.engine.temperature import (
@@ -33,12 +33,11 @@ from dagflow.engine.transitions import cut
 from dagflow.engine.update import update, warm_up
 from dagflow.engine.window import Window
 from dagflow.errors import NotFinite, NotSaved, RunError, UserError
-from dagflow.evaluate import Comparison
 from dagflow.folder import choose, go_on_from, owned, require_free, write_config
-from dagflow.outcome import Outcome, Stopped, draw_grid, evaluate
+from dagflow.outcome import Evaluation, Outcome, Stopped, beta_in_nats, evaluate
 from dagflow.prepare import Run
 from dagflow.trouble import keep_batch, smaller
-from dagflow.truth import Truth
+from dagflow.watch import Watch
 
 T = TypeVar("T")
 
@@ -86,10 +85,8 @@ def _train(run: Run, restored: Restored) -> Outcome:
         session.save()
         raise
     checkpoint = session.save_together()
-    comparison, truth = None, None
-    if run.config.evaluate.images:
-        comparison, truth = session.evaluate()
-    return Outcome(checkpoint, comparison, truth, session.config.final_beta, stopped)
+    evaluation = session.evaluate() if run.config.evaluate.images else None
+    return Outcome(checkpoint, evaluation, session.config.final_beta, stopped)
 
 
 def _open_logs(run: Run) -> None:
@@ -108,6 +105,7 @@ class _Session:
         position, replay = restored.position, run.config.replay
         if position.beta is not None:
             self.config = run.config.with_beta(position.beta)
+        self._watch = Watch(run)
         self._rollout_weights = restored.rollout_weights  # that the epoch began with
         empty = Buffer(replay.capacity, replay.per_prompt)
         self._buffer = empty.restored(restored.replay, run.prompts)  # before the epoch
@@ -118,8 +116,8 @@ class _Session:
 
     def train(self) -> Stopped | None:
         """All epochs that remain."""
-        if self.position == Position() and self.config.evaluate.grid:
-            self._fitting(lambda: draw_grid(self.run, epoch=0))
+        if self.position == Position():
+            self._metrics.write({"epoch": 0, **self._look(0, {})})
         for epoch in range(self.position.epoch, self.config.epochs):
             clock = Clock()
             data = self._fitting(partial(self._collect, epoch, clock))
@@ -139,10 +137,9 @@ class _Session:
             self._end_epoch(data, gain, clock)
         return None
 
-    def evaluate(self) -> tuple[Comparison, Truth | None]:
+    def evaluate(self) -> Evaluation:
         """Base against trained, at the end."""
-        beta = self.beta_in_nats
-        return self._fitting(lambda: evaluate(self.run, self.config, self.position, beta))
+        return self._fitting(lambda: evaluate(self.run, self.config, self.position))
 
     def save(self) -> Path:
         """Write a checkpoint, unless there is one of this position or others write it."""
@@ -231,11 +228,6 @@ class _Session:
         return replace(data, potentials=values)
 
     @property
-    def beta_in_nats(self) -> float:
-        """The final beta on the scale of summed log-densities."""
-        return self.config.final_beta * (self._values if self.run.learner.density == "mean" else 1)
-
-    @property
     def _values(self) -> int:
         """D."""
         return prod(self.run.policy.latent_shape)
@@ -315,7 +307,7 @@ class _Session:
             else log_weights(sampled, self.run.path, density)
         )
         weights = self.run.processes.gathered(weights, sampled.index.tolist())
-        found = temperature(weights, data.final, data.prompts, self.beta_in_nats)
+        found = temperature(weights, data.final, data.prompts, beta_in_nats(self.run, self.config))
         return {f"temperature.{name}": value for name, value in found.items()}
 
     def _windows(self, epoch: int) -> list[Tensor]:
@@ -352,9 +344,9 @@ class _Session:
         for item, values in zip(self.run.measured, data.measured, strict=True):
             numbers |= mean_and_deviation(f"eval_rewards.{item.label}", values)
         numbers |= self._temperature(data)
-        if config.evaluate.grid:
-            self._fitting(lambda: draw_grid(self.run, epoch))
-            clock.lap("grid")
+        if epoch % config.evaluate.every == 0 or epoch == config.epochs:
+            numbers |= self._look(epoch, data.statistics)
+            clock.lap("watch")
         self._keep_best(gain)  # from here on nobody is waited for, until all is as it must be
         self.position = replace(
             self.position,
@@ -369,6 +361,14 @@ class _Session:
         if epoch % config.checkpoint.every == 0 or epoch == config.epochs:
             self.save_together()
         self.run.watcher.epoch_done(epoch, config.epochs)
+
+    def _look(self, epoch: int, statistics: Mapping[str, Statistics]) -> dict[str, float]:
+        """What the model draws after an epoch, in numbers; none where nothing is measured."""
+        watched = self._fitting(lambda: self._watch.look(self.run, epoch, statistics))
+        if not watched:
+            return {}
+        self.run.watcher.show(watched.numbers)
+        return watched.numbers
 
     def _keep_best(self, gain: float) -> None:
         """Remember the checkpoint that the epoch began from, if its images gained most so far."""

@@ -35,13 +35,13 @@ SHORT: dict[str, Any] = {
         "flow_learning_rate": 1e-3,
         "flow_warmup": 2,
     },
-    "evaluate": {"images": 4, "grid": 2},
+    "evaluate": {"images": 4, "grid": 2, "watched": 2},
 }
 SHORT_OPTIONS = [
     *("-s", "epochs=2", "-s", "stop_at_gain=0", "-s", "objective.flow_channels=[16, 16]"),
     *("-s", "rollout.samples_per_epoch=4", "-s", "rollout.num_inference_steps=4"),
     *("-s", "update.batch_size=8", "-s", "update.flow_warmup=2"),
-    *("-s", "evaluate.images=4", "-s", "evaluate.grid=2"),
+    *("-s", "evaluate.images=4", "-s", "evaluate.grid=2", "-s", "evaluate.watched=2"),
 ]
 
 

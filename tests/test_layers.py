@@ -15,8 +15,8 @@ ROOT = Path(dagflow.__file__).parent
 ORDER = [
     "errors", "glossary", "provenance", "types", "profiling", "counting", "weights", "hookspecs",
     "plugins", "conformance", "scaffold", "recipe", "config", "diffusion", "worlds", "policies",
-    "engine", "evaluate", "truth", "report", "compare", "charts", "score", "folder", "page",
-    "prepare", "estimate", "collect", "outcome", "trouble", "train", "cli",
+    "engine", "measures", "evaluate", "truth", "report", "compare", "charts", "score", "folder",
+    "page", "prepare", "estimate", "collect", "watch", "outcome", "trouble", "train", "cli",
 ]  # fmt: skip
 STAGES = ["prompts", "rollout", "transitions", "metrics", "pictures"]
 

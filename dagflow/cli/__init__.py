@@ -46,6 +46,7 @@ def main() -> None:
     from dagflow.cli import (
         compare,
         doctor,
+        evaluate,
         listing,
         new_plugin,
         report,
@@ -56,8 +57,19 @@ def main() -> None:
         weights,
     )
 
-    commands = (train, sample, score, compare, report, doctor, serve, listing, weights, new_plugin)
-    for command in commands:
+    for command in (
+        train,
+        sample,
+        evaluate,
+        report,
+        score,
+        compare,
+        doctor,
+        serve,
+        listing,
+        weights,
+        new_plugin,
+    ):
         command.register(app)
     try:
         app()

@@ -10,6 +10,7 @@ import typer
 
 from dagflow import UserError
 from dagflow.cli.console import err, out
+from dagflow.errors import described
 
 
 def register(app: typer.Typer) -> None:
@@ -58,6 +59,18 @@ def report(
     out.print(f"page      {page}", markup=False)
     if open_it:
         webbrowser.open(page.resolve().as_uri())
+
+
+def print_page(folder: Path) -> None:
+    """Write the page of a run that has ended well, or say why there is none."""
+    from dagflow.page import build
+
+    try:
+        page = build.write([folder], folder / build.NAME)
+    except Exception as error:
+        err.print(f"There is no page of this run: {described(error)}", markup=False)
+    else:
+        out.print(f"page      {page}", markup=False)
 
 
 def _serve(folders: list[Path], host: str, port: int, open_it: bool) -> None:

@@ -7,7 +7,6 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,18 +14,16 @@ import typer
 
 from dagflow import RunError, UserError
 from dagflow.cli.console import err, out
+from dagflow.cli.evaluate import print_evaluation
 from dagflow.cli.launch import INTERRUPTED, Machines, is_launched, launch
-from dagflow.errors import described
+from dagflow.cli.report import print_page
 from dagflow.plugins import load_plugins
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from dagflow.config import Config
     from dagflow.engine.processes import Processes
     from dagflow.outcome import Outcome
     from dagflow.prepare import Run
-    from dagflow.truth import Truth
 
 REQUESTS = ("SIGINT", "SIGTERM", "SIGUSR1")  # to save and end; schedulers send the latter two
 
@@ -142,7 +139,7 @@ def _stoppable(prints: bool) -> Iterator[Callable[[], bool]]:
 
 
 def _summarise(run: Run, outcome: Outcome) -> None:
-    comparison, stopped = outcome.comparison, outcome.stopped
+    stopped = outcome.stopped
     if stopped is not None:
         out.print(
             f"stopped   after epoch {stopped.epochs} of {run.config.epochs}: the reward rose by "
@@ -154,53 +151,7 @@ def _summarise(run: Run, outcome: Outcome) -> None:
     out.print(f"{kind:<9} {outcome.checkpoint}")
     if run.config.objective.divergence is not None:
         out.print(f"beta      {outcome.beta:.4g} (found for {run.config.objective.beta})")
-    if comparison is not None:
+    if outcome.evaluation is not None:
         out.print(f"report    {run.folder / 'report.json'}")
-        write_page(run.folder)
-        if len(comparison.scores) > 1:
-            for label, scores in comparison.scores.items():
-                out.print(f"{label}: {_change(comparison.base_scores[label], scores)}")
-        change = _change(comparison.base_rewards, comparison.rewards)
-        out.print(f"reward on {len(comparison.rewards)} held-out seeds: {change}")
-        if "slope" in comparison.temperature:
-            out.print(_temperature(run, outcome))
-    if outcome.truth is not None:
-        out.print(_distances(outcome.truth))
-
-
-def write_page(folder: Path) -> None:
-    """Show where the page is, or why there is none: the run has ended well all the same."""
-    from dagflow.page import build
-
-    try:
-        page = build.write([folder], folder / build.NAME)
-    except Exception as error:
-        err.print(f"There is no page of this run: {described(error)}", markup=False)
-    else:
-        out.print(f"page      {page}", markup=False)
-
-
-def _temperature(run: Run, outcome: Outcome) -> str:
-    """The measured slope of log-density against reward, beside what it should become."""
-    assert outcome.comparison is not None
-    found = outcome.comparison.temperature
-    scale = 1 if run.learner.density == "sum" else prod(run.policy.latent_shape)
-    return (
-        f"slope of log-density against reward: {found['slope']:.4g} (in proportion: "
-        f"{outcome.beta * scale:.4g}), effective samples {found['ess']:.0%}"
-    )
-
-
-def _distances(truth: Truth) -> str:
-    """Of each set of samples from the known target."""
-    parts = (f"{name} {value.total_variation:.3f}" for name, value in truth.distances.items())
-    return f"total variation from the target: {', '.join(parts)}"
-
-
-def _change(base: Tensor, now: Tensor) -> str:
-    from dagflow.evaluate import standard_error
-
-    change, error = float((now - base).mean()), standard_error(now - base)
-    errors = f" ({abs(change) / error:.1f} standard errors)" if error else ""
-    means = f"base {float(base.mean()):.4f}, trained {float(now.mean()):.4f}"
-    return f"{means}, change {change:+.4f} +- {error:.4f}{errors}"
+        print_page(run.folder)
+        print_evaluation(outcome.evaluation)

@@ -34,7 +34,7 @@ class RunData:
     timings: tuple[Record, ...]
     sessions: tuple[Record, ...]
     report: Record  # empty before the end
-    prompts: tuple[str, ...]  # of the grids' pictures, as far as known
+    prompts: tuple[str, ...]  # of the grids' pictures; none in older runs
     reward_calls: int | None
     is_running: bool
 
@@ -121,7 +121,7 @@ def _read(folder: Path, name: str) -> RunData:
         timings=tuple(_lines(folder / "timings.jsonl")),
         sessions=tuple(_lines(folder / SESSIONS)),
         report=report,
-        prompts=_prompts(folder, report, int(at(config, "evaluate", "grid") or 0)),
+        prompts=_prompts(folder),
         reward_calls=calls,
         is_running=_is_running(folder),
     )
@@ -164,12 +164,9 @@ def _json(file: Path) -> Any:
         return None
 
 
-def _prompts(folder: Path, report: Record, grid: int) -> tuple[str, ...]:
-    """From their own file, or else the first of the report's, which are drawn alike."""
+def _prompts(folder: Path) -> tuple[str, ...]:
     texts = _json(folder / "samples" / "prompts.json")
-    if not isinstance(texts, list):
-        texts = (report.get("prompts") or [])[:grid]
-    return tuple(str(text) for text in texts)
+    return tuple(str(text) for text in texts) if isinstance(texts, list) else ()
 
 
 def _reward_calls(folder: Path) -> int | None:

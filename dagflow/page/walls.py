@@ -18,7 +18,6 @@ from dagflow.page.read import RunData, at, number
 
 EPOCHS = 24  # at most, on a page
 COLUMNS = 8  # of the grids of a run
-RANKED = 4  # columns of the grids of best and worst
 LOSSLESS = 128  # sides up to which pictures are kept to the last bit
 LARGEST = 256
 PIXELS = 10_000_000  # of all pictures of a wall
@@ -83,7 +82,7 @@ def ranked(run: RunData) -> list[tuple[str, list[Ranked]]]:
         if not isinstance(places, list) or not file.is_file():
             continue
         every = [k for row in places for k in row]
-        if not (cut := _cut(file, len(every), RANKED, LARGEST)):
+        if not every or not (cut := _cut(file, len(every), len(places[0]), LARGEST)):
             continue
         images = iter(cut[0])
         rows = [

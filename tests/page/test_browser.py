@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dagflow.page.build import write
-from tests.page.enriched import enriched
+from tests.page.variants import with_known_numbers
 
 DRAWN = """() => [...document.querySelectorAll('.plot')].map(plot => ({
   box: plot.querySelector('svg').getBoundingClientRect().toJSON(),
@@ -36,11 +36,13 @@ class Visit:
 
 
 @pytest.fixture(scope="module")
-def pages(run: Path, rich: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def pages(
+    run: Path, rich: Path, older: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
     """Addresses of a page of one run, of two, and of one of an older format."""
     folder = tmp_path_factory.mktemp("pages")
-    other = enriched(run, tmp_path_factory.mktemp("other") / "other", seed=1)
-    files = {"one": [rich], "two": [rich, other], "older": [run]}
+    other = with_known_numbers(run, tmp_path_factory.mktemp("other") / "other", seed=1)
+    files = {"one": [rich], "two": [rich, other], "older": [older]}
     return {
         name: write(runs, folder / f"{name}.html").as_uri() for name, runs in files.items()
     }  # fmt: skip

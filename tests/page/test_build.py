@@ -16,7 +16,7 @@ from dagflow.page.build import build, write
 from dagflow.page.charts import curves
 from dagflow.page.read import read
 from dagflow.page.verdict import sentences
-from tests.page.enriched import enriched
+from tests.page.variants import with_known_numbers
 
 
 def copy(run: Path, folder: Path) -> Path:
@@ -30,31 +30,52 @@ def titles(run: Path) -> set[str]:
 def test_a_page_of_a_real_run_has_its_curves_and_pictures(run: Path) -> None:
     page = build([run])
     assert {"Reward", "Loss", "Reward jpeg-incompressibility", "Clipped share"} <= titles(run)
-    assert "Win rate" not in titles(run)
+    expected = {"Win rate", "Diversity", "Vendi score", "KL from the base model", "Brightness"}
+    assert expected <= titles(run)
     assert page.count('class="now"') == 2
-    assert "2 of 2" not in page
+    assert page.count('class="rank"') == 6
+    prompts = json.loads((run / "samples" / "prompts.json").read_text())
+    for prompt in prompts:
+        assert f'alt="{prompt}, epoch 3"' in page
     assert "tiny aligned with" in page
-    assert "The mean reward of 4 held-out images" in page
+    assert "The mean reward of 12 held-out images" in page
+    assert "Rewards of the held-out images" in page
     assert "<code>objective.beta</code>" in page
-    assert "picture 1 of the grid" in page  # this format names no prompts
+    assert "Python 3." in page
+
+
+def test_the_best_image_of_a_real_run_has_its_own_prompt_and_reward(run: Path) -> None:
+    report = json.loads((run / "report.json").read_text())
+    rewards = report["per_image"]["trained"]
+    best = rewards.index(max(rewards))
+    shown = f"{rewards[best]:.4g}".replace("-", "−")
+    found = re.findall(r'alt="(Best of the trained model: [^"]*)"', build([run]))
+    assert found[0] == f"Best of the trained model: {report['prompts'][best]}, reward {shown}"
+    assert len(found) == 4
+
+
+def test_a_page_of_an_older_run_shows_what_there_is(older: Path) -> None:
+    page = build([older])
+    assert {"Reward", "Loss", "Reward jpeg-incompressibility", "Clipped share"} <= titles(older)
+    assert not {"Win rate", "Diversity"} & titles(older)
+    assert page.count('class="now"') == 2
+    assert "picture 1 of the grid" in page  # nobody has kept its prompt
+    assert "The mean reward of 12 held-out images" in page
+    assert "a 95 % interval from" in page
+    assert "beat the base model" not in page
+    assert "older than sessions.jsonl" in page
 
 
 def test_a_page_of_a_whole_run_says_what_came_of_it(rich: Path) -> None:
     [data] = read([rich])
     words = " ".join(sentences(data))
-    report = json.loads((rich / "report.json").read_text())
-    change = report["reward"]["trained"] - report["reward"]["base"]
-    assert f"a change of {change:+.3g}" in words
+    assert "rose from −1.41 (base) to −1.29 (trained): a change of +0.12" in words
+    assert "with a 95 % interval from +0.09 to +0.15. Chance in these prompts" in words
     assert "90 % of the trained images beat" in words
     assert "Diversity within a prompt fell, from 0.21 to 0.17 (−19 %)" in words
     assert "JPEG size moved by −1.2 deviations" in words
     assert "Edge density" not in words  # it has an alarm of its own
-    page = build([rich])
-    assert "Edge density had moved by −1.83 deviations by epoch 2" in page
-    expected = {"Win rate", "Diversity", "Vendi score", "KL from the base model", "Brightness"}
-    assert expected <= titles(rich)
-    assert page.count('class="rank"') == 6
-    assert "Rewards of the held-out images" in page
+    assert "Edge density had moved by −1.83 deviations by epoch 2" in build([rich])
 
 
 def test_the_verdict_calls_chance_chance(rich: Path, tmp_path: Path) -> None:
@@ -102,8 +123,8 @@ def test_training_images_stand_where_their_model_was(rich: Path) -> None:
     assert reward.rows[-1][2] == "–"
 
 
-def test_a_run_under_way_has_a_page(run: Path, tmp_path: Path) -> None:
-    folder = copy(run, tmp_path / "run")
+def test_a_run_under_way_has_a_page(older: Path, tmp_path: Path) -> None:
+    folder = copy(older, tmp_path / "run")
     (folder / "report.json").unlink()
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     last = max(k for k, line in enumerate(lines) if '"reward_mean"' in line)
@@ -119,6 +140,16 @@ def test_a_run_under_way_has_a_page(run: Path, tmp_path: Path) -> None:
     assert "written at the end" in build([folder])
     (folder / ".owner.json").write_text(json.dumps({**owner, "pid": 2**22 + 1}))  # no such process
     assert read([folder])[0].state == "not finished"
+
+
+def test_what_is_held_out_is_told_while_the_run_goes_on(rich: Path, tmp_path: Path) -> None:
+    folder = copy(rich, tmp_path / "run")
+    (folder / "report.json").unlink()
+    [data] = read([folder])
+    last = data.epochs[-1]["held_out.reward_change"]
+    words = " ".join(sentences(data))
+    assert f"a change of {last:+.3g}, with a 95 % interval" in words
+    assert "Diversity within a prompt fell, from 0.21 to 0.186" in words
 
 
 def test_a_run_that_has_only_begun_has_a_page(run: Path, tmp_path: Path) -> None:
@@ -159,7 +190,7 @@ def test_at_most_so_many_epochs_of_pictures_with_the_first_and_the_last(
 
 
 def test_several_runs_share_their_charts(run: Path, rich: Path, tmp_path: Path) -> None:
-    other = enriched(run, tmp_path / "other" / "rich", seed=1)
+    other = with_known_numbers(run, tmp_path / "other" / "rich", seed=1)
     runs = read([rich, other])
     assert runs[0].name != runs[1].name
     [win_rate] = [c for _, some in curves(runs) for c in some if c.title == "Win rate"]
