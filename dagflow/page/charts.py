@@ -190,11 +190,15 @@ def _alarms(runs: Sequence[RunData], frame: Plot, own: str) -> Iterator[Alarm]:
 
 
 def alarm_text(record: Record) -> str:
-    name = name_of(f"held_out.{record['alarm']}")
+    """A sentence; the record names its statistic as `alarm`, and perhaps an epoch."""
     shift, gain = number(record.get("shift")), number(record.get("gain"))
+    moved = f"moved by {shown(shift, signed=True)} deviations"
+    if record["alarm"] == "diversity" and shift is not None:
+        moved = f"fallen by {-100 * shift:.0f} %"
+    when = f"by epoch {record['epoch']}" if "epoch" in record else "at the end"
     return (
-        f"{name} had moved by {shown(shift, signed=True)} deviations by epoch {record['epoch']}, "
-        f"while the held-out reward rose by {shown(gain)}."
+        f"{name_of('held_out.' + str(record['alarm']))} had {moved} {when}, while the held-out "
+        f"reward rose by {shown(gain)} deviations."
     )
 
 

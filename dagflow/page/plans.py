@@ -81,29 +81,22 @@ def of_timings(key: str) -> Measure:
 
 
 def plans(runs: Sequence[RunData]) -> Iterator[tuple[str, list[Plan]]]:
-    yield "Reward", [*_reward_plans(), *_label_plans(runs)]
-    yield (
-        "Diversity",
-        [Plan(name_of(f"held_out.{key}"), (of_epoch(f"held_out.{key}"),))
-         for key in ("diversity", "vendi")],
-    )  # fmt: skip
-    yield (
-        "Drift from the base model",
-        [Plan(name_of(f"held_out.drift.{key}"), (of_epoch(f"held_out.drift.{key}"),))
-         for key in ("kl", "noise_pred", "latents")],
-    )  # fmt: skip
-    yield (
-        "What the images look like",
-        [Plan(name_of(f"held_out.{key}"), (of_epoch(f"held_out.{key}"),), alarm=key)
-         for key in STATISTICS],
-    )  # fmt: skip
-    yield "Inside training", _inside_plans(runs)
+    """Headings, and the charts under each."""
     stages = _keys(runs, lambda run: run.timings, lambda key: key.endswith("_seconds"))
-    yield (
-        "Time",
-        [Plan("Seconds in each epoch", tuple(of_timings(key) for key in stages),
-              "How long each part of an epoch took.")],
-    )  # fmt: skip
+    seconds = tuple(of_timings(key) for key in stages)
+    yield "Reward", [*_reward_plans(), *_label_plans(runs)]
+    yield "Diversity", _held_out("diversity", "vendi")
+    yield "Drift from the base model", _held_out("drift.kl", "drift.noise_pred", "drift.latents")
+    yield "What the images look like", _held_out(*STATISTICS)
+    yield "Inside training", _inside_plans(runs)
+    yield "Time", [Plan("Seconds in each epoch", seconds, "How long each part of an epoch took.")]
+
+
+def _held_out(*names: str) -> list[Plan]:
+    return [
+        Plan(name_of(f"held_out.{name}"), (of_epoch(f"held_out.{name}"),), alarm=name)
+        for name in names
+    ]
 
 
 def _reward_plans() -> list[Plan]:

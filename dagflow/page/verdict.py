@@ -167,20 +167,26 @@ def _truth(run: RunData) -> Iterator[str]:
 
 def _statistics(run: RunData) -> Iterator[str]:
     """Those that have moved far, but for those with an alarm of their own."""
-    alarmed = {record["alarm"] for record in run.alarms}
     for name in STATISTICS:
         shift = number(at(run.report, "statistics", name, "shift")) or 0.0
-        if abs(shift) >= SHIFTED and name not in alarmed:
+        if abs(shift) >= SHIFTED and name not in _alarms(run):
             word = name_of(f"held_out.{name}")
             yield f"{word} moved by {shown(shift, signed=True)} deviations of the base images."
 
 
 def alarms(run: RunData) -> list[str]:
     """Of each statistic the first one."""
-    first: dict[str, Record] = {}
-    for record in run.alarms:
-        first.setdefault(str(record["alarm"]), record)
-    return [alarm_text(record) for record in first.values()]
+    return [alarm_text(record) for record in _alarms(run).values()]
+
+
+def _alarms(run: RunData) -> dict[str, Record]:
+    """By statistic: while the run went on, or else in its report."""
+    logged = {str(record["alarm"]): record for record in reversed(run.alarms)}
+    reported = {
+        str(alarm["statistic"]): {**alarm, "alarm": alarm["statistic"]}
+        for alarm in run.report.get("alarms") or []
+    }
+    return reported | logged
 
 
 def percent(share: float, signed: bool = False) -> str:

@@ -15,7 +15,7 @@ from dagflow import UserError
 from dagflow.page.build import build, write
 from dagflow.page.charts import curves
 from dagflow.page.read import read
-from dagflow.page.verdict import sentences
+from dagflow.page.verdict import alarms, sentences
 from tests.page.variants import with_known_numbers
 
 
@@ -109,6 +109,20 @@ def test_alarms_stand_at_their_epoch(rich: Path) -> None:
     assert alarm.is_own
     assert alarm.place == pytest.approx(100 * 2 / 3, abs=0.01)  # epoch 2 of 3
     assert not charts["Brightness"].alarms[0].is_own
+
+
+def test_alarms_of_diversity_and_of_the_end_are_told(rich: Path, tmp_path: Path) -> None:
+    folder = copy(rich, tmp_path / "run")
+    report = json.loads((folder / "report.json").read_text())
+    found = {"statistic": "diversity", "shift": -0.31, "limit": 0.3, "gain": 1.25}
+    seen = {"statistic": "edge_density", "shift": -3.0, "limit": 1.0, "gain": 1.25}
+    (folder / "report.json").write_text(json.dumps(report | {"alarms": [found, seen]}))
+    diversity, edges = alarms(read([folder])[0])
+    assert diversity == (
+        "Diversity had fallen by 31 % at the end, while the held-out reward rose by 1.25 "
+        "deviations."
+    )
+    assert "by epoch 2" in edges  # it was seen before
 
 
 def test_training_images_stand_where_their_model_was(rich: Path) -> None:
