@@ -116,7 +116,7 @@ def _panel(run: RunData, identifier: str) -> Panel:
         settings=changed_settings(run.config),
         wall=walls.wall(run),
         ranked=walls.ranked(run),
-        histogram=histogram(run),
+        histogram=histogram(run, f"{identifier}-rewards"),
         truth=walls.picture(run.folder / "samples" / "truth.png"),
     )
 

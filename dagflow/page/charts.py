@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dagflow.page.plans import Measure, Plan, name_of, plans
@@ -53,9 +54,15 @@ class Chart:
 
 def curves(runs: Sequence[RunData]) -> list[tuple[str, list[Chart]]]:
     """Charts under their headings, of all that the runs have logged."""
-    found = []
+    found: list[tuple[str, list[Chart]]] = []
+    seen: Counter[str] = Counter()
     for heading, planned in plans(runs):
-        charts = [chart for plan in planned if (chart := _chart(plan, runs))]
+        charts = []
+        for plan in planned:
+            if chart := _chart(plan, runs):
+                seen[chart.id] += 1
+                again = f"-{seen[chart.id]}" if seen[chart.id] > 1 else ""
+                charts.append(replace(chart, id=chart.id + again))
         if charts:
             found.append((heading, charts))
     return found
@@ -70,7 +77,7 @@ def _chart(plan: Plan, runs: Sequence[RunData]) -> Chart | None:
     head, rows, more = _table(lines)
     band = plan.band if any(line.band for line in lines) else ""
     return Chart(
-        id=identifier(plan.title),
+        id=_identifier(plan.title),
         title=plan.title,
         note=" ".join(filter(None, [plan.note, band])),
         key=measures[0].key if len(measures) == 1 else "",
@@ -202,5 +209,5 @@ def alarm_text(record: Record) -> str:
     )
 
 
-def identifier(text: str) -> str:
+def _identifier(text: str) -> str:
     return "".join(c if c.isalnum() and c.isascii() else "-" for c in text.lower()).strip("-")

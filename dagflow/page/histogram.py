@@ -5,14 +5,14 @@ from __future__ import annotations
 from itertools import pairwise
 from statistics import fmean
 
-from dagflow.page.charts import BASE, Chart, Entry, identifier
+from dagflow.page.charts import BASE, Chart, Entry
 from dagflow.page.plot import Line, plot, shown, steps
 from dagflow.page.read import RunData, at, number
 
 BINS = 16
 
 
-def histogram(run: RunData) -> Chart | None:
+def histogram(run: RunData, identifier: str) -> Chart | None:
     """Rewards of the held-out images, base against trained."""
     values = {
         name: [v for v in map(number, at(run.report, "per_image", name) or []) if v is not None]
@@ -36,7 +36,7 @@ def histogram(run: RunData) -> Chart | None:
     spans = [f"{shown(a)} to {shown(b)}" for a, b in pairwise(edges)]
     height = frame.high - frame.low
     return Chart(
-        id=f"rewards-{identifier(run.name)}",
+        id=identifier,
         title="Rewards of the held-out images",
         note="How many images have which reward: base and trained model, same prompts and noise.",
         key="",

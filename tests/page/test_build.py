@@ -16,7 +16,7 @@ from dagflow.page.build import build, write
 from dagflow.page.charts import curves
 from dagflow.page.read import read
 from dagflow.page.verdict import alarms, sentences
-from tests.page.variants import with_known_numbers
+from tests.page.variants import rewrite, with_known_numbers
 
 
 def copy(run: Path, folder: Path) -> Path:
@@ -201,6 +201,20 @@ def test_at_most_so_many_epochs_of_pictures_with_the_first_and_the_last(
     [epochs] = re.findall(r'data-epochs="([^"]*)"', page)
     chosen = json.loads(epochs)
     assert (len(chosen), chosen[0], chosen[-1]) == (24, 0, 79)
+
+
+def test_rewards_with_names_alike_have_charts_of_their_own(rich: Path, tmp_path: Path) -> None:
+    folder = copy(rich, tmp_path / "run")
+    config = (folder / "config.toml").read_text()
+    more = '[evaluate.rewards."jpeg.incompressibility"]\n'
+    (folder / "config.toml").write_text(config + more)
+    rewrite(folder / "metrics.jsonl", lambda record: record | {
+        key.replace("jpeg-inc", "jpeg.inc"): value for key, value in record.items()
+    })  # fmt: skip
+    page = build([folder])
+    found = re.findall(r'id="([^"]*)"', page)
+    assert "chart-reward-jpeg-incompressibility-2" in found
+    assert len(found) == len(set(found))
 
 
 def test_several_runs_share_their_charts(run: Path, rich: Path, tmp_path: Path) -> None:
