@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dagflow import UserError
+from dagflow.cli.report import print_page
 from dagflow.page.build import build, write
 from dagflow.page.charts import curves
 from dagflow.page.read import read
@@ -260,3 +261,14 @@ def test_the_command_says_where_the_page_is(dagflow, run: Path, tmp_path: Path) 
     assert "'nothing' is no folder" in failed.stderr
     assert not (tmp_path / "c.html").exists()
     assert dagflow("report", "run", "--serve", "--output", "c.html").returncode == 2
+
+
+def test_a_run_that_ended_well_is_not_spoilt_by_its_page(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = copy(run, tmp_path / "run")
+    (folder / "report.html").mkdir()
+    print_page(folder)
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert "There is no page of this run: UserError:" in said.err
