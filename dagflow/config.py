@@ -220,6 +220,17 @@ class EvaluateTable(Table):
     """[evaluate.rewards.LABEL] rewards that are measured and never trained on."""
 
 
+class AlarmsTable(Table):
+    """Signs, at a look, that the reward is being fooled. Settings decide when a run ends."""
+
+    action: Literal["off", "warn", "stop", "roll-back"] = "warn"
+    """`stop` ends the run; `roll-back` also goes back to the last checkpoint before the alarm."""
+    diversity: float = Field(0.6, gt=0)
+    """Share of the base model's diversity that may be lost while the reward rises."""
+    looks: float = Field(2.0, gt=0)
+    """Deviations by which brightness, edges, ... may move beyond what the reward explains."""
+
+
 class Config(Table):
     """One run. Everything that decides its numbers stands here."""
 
@@ -248,6 +259,7 @@ class Config(Table):
     machine: MachineTable = MachineTable()
     checkpoint: CheckpointTable = CheckpointTable()
     evaluate: EvaluateTable = EvaluateTable()
+    alarms: AlarmsTable = AlarmsTable()
 
     @model_validator(mode="after")
     def _an_epoch_holds_a_batch(self) -> Config:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dagflow import charts, report
+from dagflow.alarms import Alarm
 from dagflow.config import Config
 from dagflow.engine import pictures
 from dagflow.engine.checkpoint import Position, restore
@@ -24,10 +25,12 @@ from dagflow.worlds.rewards import Density, Ratio
 
 @dataclass(frozen=True)
 class Stopped:
-    """A run that has gained enough (`stop_at_gain`)."""
+    """A run that has gained enough (`stop_at_gain`), or was ended by an alarm."""
 
     epochs: int  # that were done
     gain: float  # in deviations of the first epoch's rewards
+    alarms: tuple[Alarm, ...] = ()
+    went_back: bool = False  # to a checkpoint before them
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def prepare(
     if twice := sorted(config.rewards.keys() & config.evaluate.rewards.keys()):
         raise UserError(f"'{twice[0]}' is trained on; give the measured one another label.")
     make_objective = _maker(registry, "objective", config.objective.name, config.objective)
-    source, prompts = _prompts(config, registry)
+    source, prompts = load_prompts(config, registry)
 
     device = default_device()
     rollout = config.rollout
@@ -283,7 +283,8 @@ def _background(label: str, reward: Reward) -> Background:
     return Background(concurrency)
 
 
-def _prompts(config: Config, registry: Registry) -> tuple[PromptSource, tuple[Prompt, ...]]:
+def load_prompts(config: Config, registry: Registry) -> tuple[PromptSource, tuple[Prompt, ...]]:
+    """The prompt source of a run, and what it holds for training."""
     table = config.prompts
     name, colon, path = table.name.partition(":")
     if colon:

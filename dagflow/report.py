@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from dagflow import __version__
+from dagflow.alarms import find_alarms
 from dagflow.config import Config
 from dagflow.evaluate import Comparison, Measured, measure, standard_error, win_rate
 from dagflow.measures import diversity
@@ -66,6 +67,7 @@ def report(
         "from_base": diversity.from_base(*(features.coarse(part) for part in images)),
         "statistics": _looks(base, now),
         "drift": comparison.drift,
+        "alarms": [asdict(alarm) for alarm in find_alarms(base, now, config.alarms)],
         "temperature": {"beta": config.final_beta, "due": beta, **comparison.temperature},
     }
     if len(prompts) <= LISTED:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dagflow import provenance
+from dagflow.alarms import Alarm
 from dagflow.collect import Epoch, collect
 from dagflow.engine import checkpoint as checkpoints
 from dagflow.engine.checkpoint import Position, Restored
@@ -117,7 +118,7 @@ class _Session:
     def train(self) -> Stopped | None:
         """All epochs that remain."""
         if self.position == Position():
-            self._metrics.write({"epoch": 0, **self._look(0, {})})
+            self._metrics.write({"epoch": 0, **self._look(0, {})[0]})
         for epoch in range(self.position.epoch, self.config.epochs):
             clock = Clock()
             data = self._fitting(partial(self._collect, epoch, clock))
@@ -134,7 +135,9 @@ class _Session:
                 clock.lap("warm_up")
             self._update(data)
             clock.lap("update")
-            self._end_epoch(data, gain, clock)
+            alarms = self._end_epoch(data, gain, clock)
+            if alarms and self.config.alarms.action in ("stop", "roll-back"):
+                return Stopped(epoch + 1, gain, alarms, self._went_back())
         return None
 
     def evaluate(self) -> Evaluation:
@@ -332,9 +335,10 @@ class _Session:
         states = self.run.potential_states
         return CurrentPotentials(self.run.learner, window, data.rewards, states)
 
-    def _end_epoch(self, data: Epoch, gain: float, clock: Clock) -> None:
-        """Log, draw and save."""
+    def _end_epoch(self, data: Epoch, gain: float, clock: Clock) -> tuple[Alarm, ...]:
+        """Log, draw and save; what alarms there are."""
         epoch, config, buffer = self.position.epoch + 1, self.config, self._buffer
+        alarms: tuple[Alarm, ...] = ()
         if config.replay.share or (config.replay.backward and not self.run.given):
             here, processes = data.sampled, self.run.processes
             buffer = buffer.with_more(data.prompts, data.final, here, processes)
@@ -345,7 +349,8 @@ class _Session:
             numbers |= mean_and_deviation(f"eval_rewards.{item.label}", values)
         numbers |= self._temperature(data)
         if epoch % config.evaluate.every == 0 or epoch == config.epochs:
-            numbers |= self._look(epoch, data.statistics)
+            seen, alarms = self._look(epoch, data.statistics)
+            numbers |= seen
             clock.lap("watch")
         self._keep_best(gain)  # from here on nobody is waited for, until all is as it must be
         self.position = replace(
@@ -357,18 +362,40 @@ class _Session:
         )
         self._rollout_weights, self._buffer = self.run.policy.weights(), buffer
         self._metrics.write({"epoch": epoch, **numbers, "gain": gain})
+        for alarm in alarms:
+            said = asdict(alarm)
+            self._metrics.write({"epoch": epoch, "alarm": said.pop("statistic"), **said})
         self._timings.write({"epoch": epoch, **clock.laps})
         if epoch % config.checkpoint.every == 0 or epoch == config.epochs:
             self.save_together()
         self.run.watcher.epoch_done(epoch, config.epochs)
+        for alarm in alarms:
+            self.run.watcher.say(f"ALARM: {alarm}.")
+        return alarms
 
-    def _look(self, epoch: int, statistics: Mapping[str, Statistics]) -> dict[str, float]:
+    def _went_back(self) -> bool:
+        """Go back to the last checkpoint before this epoch, if an alarm is to do so and can."""
+        run, main = self.run, self.run.processes.from_main
+        known = main(lambda: checkpoints.checkpoints(run.folder / "checkpoints"))
+        earlier = [path for path in known if checkpoints.moment(path)[0] < self.position.epoch]
+        if self.config.alarms.action != "roll-back" or not earlier:
+            return False
+        saved = main(lambda: choose(run.folder, earlier[-1].name, run.policy, run.watcher.say))
+        assert saved
+        main(lambda: go_on_from(saved.place, run.watcher.say))
+        restored = run.processes.together(lambda: checkpoints.restore(saved, run.learner))
+        self.position, self._rollout_weights = restored.position, restored.rollout_weights
+        return True
+
+    def _look(
+        self, epoch: int, statistics: Mapping[str, Statistics]
+    ) -> tuple[dict[str, float], tuple[Alarm, ...]]:
         """What the model draws after an epoch, in numbers; none where nothing is measured."""
         watched = self._fitting(lambda: self._watch.look(self.run, epoch, statistics))
         if not watched:
-            return {}
+            return {}, ()
         self.run.watcher.show(watched.numbers)
-        return watched.numbers
+        return watched.numbers, watched.alarms
 
     def _keep_best(self, gain: float) -> None:
         """Remember the checkpoint that the epoch began from, if its images gained most so far."""

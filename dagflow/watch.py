@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from dagflow.alarms import Alarm, find_alarms
 from dagflow.engine import pictures
 from dagflow.engine.normalise import Statistics, normalised
 from dagflow.evaluate import (
@@ -33,6 +34,7 @@ class Watched:
     base: Measured
     now: Measured
     numbers: dict[str, float]
+    alarms: tuple[Alarm, ...]
 
 
 class Watch:
@@ -89,7 +91,9 @@ class Watch:
             measure(side(drawn, rewards, run.measured), self.prompts, run.features)
             for drawn in (base, now)
         )
-        return Watched(before, after, _numbers(before, after, drift_from(base, now)))
+        numbers = _numbers(before, after, drift_from(base, now))
+        alarms = find_alarms(before, after, run.config.alarms)
+        return Watched(before, after, numbers, tuple(alarms))
 
 
 def _numbers(base: Measured, now: Measured, drift: Mapping[str, float]) -> dict[str, float]:

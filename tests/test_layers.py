@@ -15,8 +15,9 @@ ROOT = Path(dagflow.__file__).parent
 ORDER = [
     "errors", "glossary", "provenance", "types", "profiling", "counting", "weights", "hookspecs",
     "plugins", "conformance", "scaffold", "recipe", "config", "diffusion", "worlds", "policies",
-    "engine", "measures", "evaluate", "truth", "report", "compare", "charts", "score", "folder",
-    "page", "prepare", "estimate", "collect", "watch", "outcome", "trouble", "train", "cli",
+    "engine", "measures", "evaluate", "alarms", "truth", "report", "compare", "charts", "score",
+    "folder", "page", "draw", "prepare", "card", "export", "estimate", "collect", "watch",
+    "outcome", "trouble", "train", "cli",
 ]  # fmt: skip
 STAGES = ["prompts", "rollout", "transitions", "metrics", "pictures"]
 

@@ -47,6 +47,7 @@ def main() -> None:
         compare,
         doctor,
         evaluate,
+        export,
         listing,
         new_plugin,
         report,
@@ -58,17 +59,8 @@ def main() -> None:
     )
 
     for command in (
-        train,
-        sample,
-        evaluate,
-        report,
-        score,
-        compare,
-        doctor,
-        serve,
-        listing,
-        weights,
-        new_plugin,
+        *(train, sample, evaluate, report, export, score, compare, doctor),
+        *(serve, listing, weights, new_plugin),
     ):
         command.register(app)
     try:

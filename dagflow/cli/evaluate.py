@@ -111,6 +111,8 @@ def _with(
 
 def print_evaluation(evaluation: Evaluation) -> None:
     """As a table and a few lines."""
+    from dagflow.alarms import Alarm
+
     numbers = evaluation.numbers
     print_whole(_table(numbers))
     drift = numbers["drift"]
@@ -118,6 +120,8 @@ def print_evaluation(evaluation: Evaluation) -> None:
         f"drift from the base model: {drift['kl']:.4g} nats along the path, noise predictions "
         f"{drift['noise_pred']:.3g}, latents {drift['latents']:.3g}"
     )
+    for alarm in numbers["alarms"]:
+        err.print(f"[bold red]ALARM:[/bold red] {escape(str(Alarm(**alarm)))}.")
     reward = numbers["reward"]
     change, error = reward["trained"] - reward["base"], reward["standard_error_of_change"]
     errors = f" ({abs(change) / error:.1f} standard errors)" if error else ""

@@ -22,7 +22,7 @@ from dagflow.plugins import load_plugins
 if TYPE_CHECKING:
     from dagflow.config import Config
     from dagflow.engine.processes import Processes
-    from dagflow.outcome import Outcome
+    from dagflow.outcome import Outcome, Stopped
     from dagflow.prepare import Run
 
 REQUESTS = ("SIGINT", "SIGTERM", "SIGUSR1")  # to save and end; schedulers send the latter two
@@ -142,8 +142,7 @@ def _summarise(run: Run, outcome: Outcome) -> None:
     stopped = outcome.stopped
     if stopped is not None:
         out.print(
-            f"stopped   after epoch {stopped.epochs} of {run.config.epochs}: the reward rose by "
-            f"{stopped.gain:.2f} deviations (stop_at_gain = {run.config.stop_at_gain:g})"
+            f"stopped   after epoch {stopped.epochs} of {run.config.epochs}: {_why(run, stopped)}"
         )
     out.print(f"pictures  {run.folder / 'samples'}")
     out.print(f"metrics   {run.folder / 'metrics.jsonl'}")
@@ -155,3 +154,11 @@ def _summarise(run: Run, outcome: Outcome) -> None:
         out.print(f"report    {run.folder / 'report.json'}")
         print_page(run.folder)
         print_evaluation(outcome.evaluation)
+
+
+def _why(run: Run, stopped: Stopped) -> str:
+    if not stopped.alarms:
+        gained = f"the reward rose by {stopped.gain:.2f} deviations"
+        return f"{gained} (stop_at_gain = {run.config.stop_at_gain:g})"
+    back = ", and went back to the checkpoint before it" if stopped.went_back else ""
+    return f"{stopped.alarms[0]} (alarms.action = {run.config.alarms.action}){back}"

@@ -18,7 +18,8 @@ from dagflow.plugins import load_plugins
 if TYPE_CHECKING:
     from dagflow.config import Config
 
-CHANGEABLE = {"epochs", "stop_at_gain", "checkpoint", "evaluate", "machine"}  # when a run resumes
+# When a run resumes:
+CHANGEABLE = {"epochs", "stop_at_gain", "checkpoint", "evaluate", "alarms", "machine"}
 GROUP: dict[str, Any] = {"rich_help_panel": "Several processes"}
 
 
