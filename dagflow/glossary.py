@@ -265,7 +265,7 @@ ALARM: dict[str, Term] = {
     "shift": Term(
         "Shift",
         "How far the mean of that statistic has moved, in standard deviations of the base model's "
-        "images.",
+        "images; of diversity, as a share of the base model's.",
         "deviations",
     ),
     "limit": Term("Limit", "The shift from which on an alarm is raised.", "deviations"),
@@ -389,6 +389,9 @@ REPORT: dict[str, Term] = {
     ),
     "ranked.MODEL": Term(
         "Best, median, worst", "Places of the images with such rewards, {MODEL} model."
+    ),
+    "alarms": Term(
+        "Alarms at the end", "What a look at the held-out images of the report would have raised."
     ),
     "temperature.beta": Term("Final beta", STEP["beta"].meaning),
     "temperature.due": Term(

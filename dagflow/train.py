@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from dagflow import provenance
 from dagflow.alarms import Alarm
 from dagflow.collect import Epoch, collect
 from dagflow.engine import checkpoint as checkpoints
@@ -78,6 +79,7 @@ def resume(run: Run, place: str = "") -> Outcome:
 
 def _train(run: Run, restored: Restored) -> Outcome:
     run.processes.from_main(lambda: _open_logs(run))
+    run.processes.from_main(lambda: provenance.record(run.folder, run.processes.size))
     session = run.processes.together(lambda: _Session(run, restored))
     try:
         stopped = session.train()

@@ -50,6 +50,7 @@ def complete() -> typer.Typer:
         export,
         listing,
         new_plugin,
+        report,
         sample,
         score,
         serve,
@@ -58,7 +59,7 @@ def complete() -> typer.Typer:
     )
 
     for command in (
-        *(train, sample, evaluate, export, score, compare, doctor),
+        *(train, sample, evaluate, report, export, score, compare, doctor),
         *(serve, listing, weights, new_plugin),
     ):
         command.register(app)

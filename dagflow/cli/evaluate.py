@@ -13,6 +13,7 @@ from rich.table import Table
 from dagflow import UserError
 from dagflow.cli import names, rewards
 from dagflow.cli.console import err, out, print_whole
+from dagflow.cli.report import print_page
 from dagflow.plugins import Registry, load_plugins
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def evaluate(
         print_evaluation(evaluation)
         out.print(f"report    {place.folder / 'report.json'}")
         out.print(f"pictures  {place.folder / 'samples'}")
+        print_page(place.folder)
 
 
 def _with(

@@ -16,6 +16,7 @@ from dagflow import RunError, UserError
 from dagflow.cli.console import err, out
 from dagflow.cli.evaluate import print_evaluation
 from dagflow.cli.launch import INTERRUPTED, Machines, is_launched, launch
+from dagflow.cli.report import print_page
 from dagflow.plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -158,6 +159,7 @@ def _summarise(run: Run, outcome: Outcome) -> None:
         out.print(f"beta      {outcome.beta:.4g} (found for {run.config.objective.beta})")
     if outcome.evaluation is not None:
         out.print(f"report    {run.folder / 'report.json'}")
+        print_page(run.folder)
         print_evaluation(outcome.evaluation)
 
 

@@ -43,6 +43,23 @@ def grid(images: Tensor, columns: int, captions: Sequence[str] = ()) -> Image.Im
     return sheet
 
 
+def tiles(sheet: Image.Image, count: int, columns: int) -> list[Image.Image]:
+    """The `count` pictures of a captioned `grid`, as large as they stand there.
+
+    Raises ValueError if the sheet is no grid of so many.
+    """
+    rows = -(-count // columns)
+    wide, high = sheet.width - GAP, sheet.height - GAP
+    width, height = wide // columns - GAP, high // rows - CAPTION - GAP if rows else 0
+    if min(width, height) < 1 or wide % columns or high % rows:
+        raise ValueError(f"{sheet.width} x {sheet.height} pixels are no grid of {count} pictures")
+    corners = [
+        (GAP + (k % columns) * (width + GAP), GAP + k // columns * (height + CAPTION + GAP))
+        for k in range(count)
+    ]
+    return [sheet.crop((x, y, x + width, y + height)) for x, y in corners]
+
+
 def before_after(before: Tensor, after: Tensor, captions: Sequence[str]) -> Image.Image:
     """Columns of pairs: the base model's image above the trained one's, from the same noise."""
     blanks = [""] * len(before)

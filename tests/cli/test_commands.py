@@ -27,6 +27,8 @@ def test_train_sample_and_resume_from_the_command_line(dagflow, tmp_path: Path) 
     for label in ("pictures  run/samples", "metrics   run/metrics.jsonl", "LoRA      run/checkp"):
         assert label in done.stdout
     assert "reward on 4 held-out seeds: base -" in done.stdout
+    assert "page      run/report.html" in done.stdout
+    assert "<h1>run</h1>" in (tmp_path / "run" / "report.html").read_text()
 
     run = tmp_path / "run"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,91 @@
+"""`dagflow report`."""
+
+from __future__ import annotations
+
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dagflow import UserError
+from dagflow.cli.console import err, out
+from dagflow.errors import described
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(report)
+
+
+def report(
+    run: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="Default: report.html in the run's folder; of several runs, in this one.",
+            show_default=False,
+        ),
+    ] = None,
+    open_it: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Show it at an address, kept up to date; no file.")
+    ] = False,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8000,
+) -> None:
+    """Make one page of a run, or of several beside one another, to look at and to pass on.
+
+    Curves, pictures before and after, numbers and what was run, in one file that loads nothing
+    from elsewhere. Runs may still be under way.
+
+    Examples:
+
+      dagflow report runs/jpeg-compressibility-kl-001
+
+      dagflow report runs/one runs/other --output both.html
+
+      dagflow report runs/one --serve
+    """
+    if serve:
+        if output is not None:
+            raise UserError("--serve writes no file: leave out --output.")
+        _serve(run, host, port, open_it)
+        return
+    from dagflow.page import build
+
+    alone = run[0] if len(run) == 1 else Path()
+    page = build.write(run, output or alone / build.NAME)
+    out.print(f"page      {page}", markup=False)
+    if open_it:
+        webbrowser.open(page.resolve().as_uri())
+
+
+def print_page(folder: Path) -> None:
+    """Write the page of a run that has ended well, or say why there is none."""
+    from dagflow.page import build
+
+    try:
+        page = build.write([folder], folder / build.NAME)
+    except Exception as error:
+        err.print(f"There is no page of this run: {described(error)}", markup=False)
+    else:
+        out.print(f"page      {page}", markup=False)
+
+
+def _serve(folders: list[Path], host: str, port: int, open_it: bool) -> None:
+    from dagflow.page import read, serve
+    from dagflow.remote import listen
+
+    read.read(folders)  # what is no run is said before anything is begun
+    if not listen.is_loopback(host):
+        err.print(
+            f"[bold yellow]Warning:[/bold yellow] {host} is not a loopback address: anybody who "
+            f"reaches it can see these runs."
+        )
+    with listen.listen(host, port) as listening:
+        url = listen.url_of(listening)
+        print(f"dagflow shows {', '.join(map(str, folders))} at {url} (Ctrl-C ends)", flush=True)
+        if open_it:
+            webbrowser.open(url)
+        serve.serve(folders, listening)

@@ -1,0 +1,248 @@
+"""What came of a run, in words and in a few figures, made from its numbers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+from dagflow.page.charts import alarm_text
+from dagflow.page.plans import INTERVAL, STATISTICS, name_of
+from dagflow.page.plot import shown
+from dagflow.page.read import Record, RunData, at, number
+
+SHIFTED = 1.0  # deviations from which a statistic's shift is named
+FELL = 0.05  # share from which a change of diversity is one
+
+
+@dataclass(frozen=True)
+class Change:
+    """Of the held-out reward."""
+
+    base: float
+    trained: float
+    low: float  # of the 95 % interval of the change
+    high: float
+    images: int | None
+    win_rate: float | None
+
+    @property
+    def mean(self) -> float:
+        return self.trained - self.base
+
+    @property
+    def interval(self) -> str:
+        return f"{shown(self.low, signed=True)} to {shown(self.high, signed=True)}"
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether chance in the held-out images hardly explains it."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number at the top of the page."""
+
+    key: str  # of the glossary
+    label: str
+    value: str
+    detail: str = ""
+
+
+def change(run: RunData) -> Change | None:
+    """From the report, or from the newest held-out record while the run goes on."""
+    return _reported(run.report) or _under_way(run)
+
+
+def _reported(report: Record) -> Change | None:
+    base, trained = (number(at(report, "reward", name)) for name in ("base", "trained"))
+    if base is None or trained is None:
+        return None
+    error = number(at(report, "reward", "standard_error_of_change")) or 0.0
+    ends = at(report, "reward", "interval")
+    interval = [number(end) for end in ends] if isinstance(ends, list) else []
+    low, high = interval if len(interval) == 2 else (None, None)
+    return Change(
+        base,
+        trained,
+        trained - base - INTERVAL * error if low is None else low,
+        trained - base + INTERVAL * error if high is None else high,
+        report.get("images"),
+        number(at(report, "reward", "win_rate")),
+    )
+
+
+def _under_way(run: RunData) -> Change | None:
+    held_out = [e for e in run.epochs if number(e.get("held_out.reward_change")) is not None]
+    if not held_out or held_out[-1]["epoch"] == 0:
+        return None
+    last = held_out[-1]
+    mean, trained = last["held_out.reward_change"], last["held_out.reward_mean"]
+    half = INTERVAL * (number(last.get("held_out.reward_change_error")) or 0.0)
+    win_rate = number(last.get("held_out.win_rate"))
+    return Change(trained - mean, trained, mean - half, mean + half, None, win_rate)
+
+
+def sentences(run: RunData) -> list[str]:
+    """The verdict, a sentence each."""
+    parts = (_progress, _reward, _diversity, _truth, _statistics)
+    return [sentence for part in parts for sentence in part(run)]
+
+
+def _progress(run: RunData) -> Iterator[str]:
+    done, due = run.epochs_done, run.epochs_due
+    if run.state != "finished":
+        yield f"The run is {run.state}: {done} of {due} epochs are done."
+    elif done < due:
+        yield f"The run ended after {done} of {due} epochs."
+
+
+def _reward(run: RunData) -> Iterator[str]:
+    found = change(run)
+    if found is None:
+        means = [e["reward_mean"] for e in run.epochs if number(e.get("reward_mean")) is not None]
+        if means:
+            yield (
+                f"There is no comparison with the base model yet. In training the mean reward went "
+                f"from {shown(means[0])} to {shown(means[-1])}, on other prompts and noise each "
+                f"time, so part of that is chance."
+            )
+        else:
+            yield "There are no numbers yet."
+        return
+    verb = "rose" if found.mean > 0 else "fell" if found.mean < 0 else "stayed"
+    of = f" of {found.images} held-out images" if found.images else " of the held-out images"
+    yield (
+        f"The mean reward{of} {verb} from {shown(found.base)} (base) to {shown(found.trained)} "
+        f"(trained): a change of {shown(found.mean, signed=True)}, with a 95 % interval from "
+        f"{found.interval}."
+    )
+    if found.high == found.low:
+        yield "That is too few images to tell it from chance."
+    elif found.is_certain:
+        yield "Chance in these prompts and noise hardly explains that; another seed may differ."
+    else:
+        yield "The interval holds 0: chance alone could explain that."
+    if found.win_rate is not None:
+        yield (
+            f"{percent(found.win_rate)} of the trained images beat the base model's from the same "
+            f"noise (50 % would be no change)."
+        )
+
+
+def _diversity(run: RunData) -> Iterator[str]:
+    base, trained = diversity(run)
+    if base is None or trained is None:
+        return
+    change = trained / base - 1 if base else 0.0
+    verb = "fell" if change < -FELL else "rose" if change > FELL else "hardly changed"
+    hint = " Images of a prompt grow alike." if change < -FELL else ""
+    yield (
+        f"Diversity within a prompt {verb}, from {shown(base)} to {shown(trained)} "
+        f"({percent(change, signed=True)}).{hint}"
+    )
+
+
+def diversity(run: RunData) -> tuple[float | None, float | None]:
+    """Of base and trained model, from the report or else the newest held-out record."""
+    reported = [number(at(run.report, "diversity", name)) for name in ("base", "trained")]
+    if None not in reported:
+        return reported[0], reported[1]
+    logged = [number(e.get("held_out.diversity")) for e in run.epochs]
+    known = [value for value in logged if value is not None]
+    return (known[0], known[-1]) if len(known) > 1 else (None, None)
+
+
+def _truth(run: RunData) -> Iterator[str]:
+    base, trained = (
+        number(at(run.report, "distances", name, "total_variation")) for name in ("base", "trained")
+    )
+    if base is not None and trained is not None:
+        yield (
+            f"This world's target is known: the total variation from it went from {shown(base)} to "
+            f"{shown(trained)} (0 is the target itself)."
+        )
+
+
+def _statistics(run: RunData) -> Iterator[str]:
+    """Those that have moved far, but for those with an alarm of their own."""
+    for name in STATISTICS:
+        shift = number(at(run.report, "statistics", name, "shift")) or 0.0
+        if abs(shift) >= SHIFTED and name not in _alarms(run):
+            word = name_of(f"held_out.{name}")
+            yield f"{word} moved by {shown(shift, signed=True)} deviations of the base images."
+
+
+def alarms(run: RunData) -> list[str]:
+    """Of each statistic the first one."""
+    return [alarm_text(record) for record in _alarms(run).values()]
+
+
+def _alarms(run: RunData) -> dict[str, Record]:
+    """By statistic: while the run went on, or else in its report."""
+    logged = {str(record["alarm"]): record for record in reversed(run.alarms)}
+    reported = {
+        str(alarm["statistic"]): {**alarm, "alarm": alarm["statistic"]}
+        for alarm in run.report.get("alarms") or []
+    }
+    return reported | logged
+
+
+def percent(share: float, signed: bool = False) -> str:
+    return f"{100 * share:{'+' if signed else ''}.0f} %".replace("-", "−")
+
+
+def figures(run: RunData) -> list[Figure]:
+    """The numbers to see first."""
+    found = change(run)
+    base, trained = diversity(run)
+    kl = number(at(run.report, "drift", "kl")) or _last(run, "held_out.drift.kl")
+    cards: list[Figure | None] = [
+        Figure(
+            "held_out.reward_change",
+            "reward change",
+            shown(found.mean, signed=True),
+            f"95 %: {found.interval}",
+        )
+        if found
+        else None,
+        Figure("held_out.win_rate", "win rate", percent(found.win_rate), "50 % is no change")
+        if found and found.win_rate is not None
+        else None,
+        Figure("held_out.diversity", "diversity", shown(trained), f"base {shown(base)}")
+        if trained is not None
+        else None,
+        Figure("held_out.drift.kl", "KL from the base", shown(kl), "nats")
+        if kl is not None
+        else None,
+        *_distances(run),
+        Figure("reward_calls", "reward calls", f"{run.reward_calls:,}".replace(",", " "), "images")
+        if run.reward_calls
+        else None,
+        Figure("epoch", "epochs", f"{run.epochs_done}", f"of {run.epochs_due}, {duration(run)}"),
+    ]
+    return [card for card in cards if card]
+
+
+def _distances(run: RunData) -> Iterator[Figure]:
+    value = number(at(run.report, "distances", "trained", "total_variation"))
+    if value is not None:
+        base = number(at(run.report, "distances", "base", "total_variation"))
+        key = "distances.trained.total_variation"
+        yield Figure(key, "total variation", shown(value), f"base {shown(base)}")
+
+
+def _last(run: RunData, key: str) -> float | None:
+    known = [value for e in run.epochs if (value := number(e.get(key))) is not None]
+    return known[-1] if known else None
+
+
+def duration(run: RunData) -> str:
+    """Of all epochs, in words; empty where no time was kept."""
+    if not run.seconds:
+        return ""
+    if run.seconds < 100:
+        return f"{run.seconds:.0f} s"
+    hours, minutes = divmod(round(timedelta(seconds=run.seconds).total_seconds() / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
