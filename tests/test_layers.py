@@ -13,10 +13,10 @@ import dagflow
 
 ROOT = Path(dagflow.__file__).parent
 ORDER = [
-    "errors", "types", "profiling", "counting", "weights", "hookspecs", "plugins", "conformance",
-    "scaffold", "recipe", "config", "diffusion", "worlds", "policies", "engine", "evaluate",
-    "truth", "report", "compare", "charts", "score", "folder", "prepare", "estimate", "collect",
-    "outcome", "trouble", "train", "cli",
+    "errors", "types", "reward_rules", "profiling", "counting", "weights", "hookspecs", "plugins",
+    "conformance", "scaffold", "recipe", "config", "diffusion", "worlds", "policies", "engine",
+    "evaluate", "truth", "report", "compare", "charts", "score", "folder", "prepare", "estimate",
+    "collect", "outcome", "trouble", "checks", "train", "cli",
 ]  # fmt: skip
 STAGES = ["prompts", "rollout", "transitions", "metrics", "pictures"]
 
