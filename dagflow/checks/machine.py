@@ -190,7 +190,7 @@ def _time(found: Estimate, patient: Patient) -> str:
     rate = count * steps * found.units["guided forward"].flops / patient.seconds_of_sampling
     hours = found.hours(rate)
     shown = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
-    return f"about {shown} on one such device, without rewards"
+    return f"about {shown} at this rollout's rate, without rewards"
 
 
 def _megabytes(size: int) -> str:

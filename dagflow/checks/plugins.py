@@ -47,8 +47,12 @@ def named(config: Config) -> list[tuple[Kind, str, str, OpenTable]]:
 
 def loading(patient: Patient) -> Finding:
     registry = patient.registry
-    kinds: tuple[Kind, ...] = ("reward", "prompts", "objective")
-    counts = (f"{len(registry.names(kind))} {kind}" for kind in kinds)
+    names: dict[Kind, str] = {
+        "reward": "rewards",
+        "prompts": "prompt sources",
+        "objective": "objectives",
+    }
+    counts = (f"{len(registry.names(kind))} {name}" for kind, name in names.items())
     off = f"; switched off: {', '.join(registry.disabled)}" if registry.disabled else ""
     return ok(", ".join(counts) + off)
 

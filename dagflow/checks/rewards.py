@@ -47,8 +47,8 @@ def reward_checks(config: Config) -> list[Check]:
             found += [
                 check("is built", partial(build, label=label, table=table), needed),
                 check("is finite", partial(scores, label=label), sampled),
-                check("is fixed", partial(fixed, label=label), (finite, "sampling")),
-                check("is alone", partial(alone, label=label), (finite, "sampling")),
+                check("same again", partial(fixed, label=label), (finite, "sampling")),
+                check("same alone", partial(alone, label=label), (finite, "sampling")),
             ]
     return found or [Check("rewards", "rewards", none, "rewards (--reward NAME)")]
 

@@ -71,6 +71,10 @@ def noise_levels(patient: Patient) -> Finding:
 
 def _way_out(patient: Patient, policy: Policy, steps: int) -> str:
     """A setting under which the path exists."""
+    config = scheduler_config(patient) or {}
+    betas = config.get("trained_betas")
+    if betas is not None and min(betas) <= 0:
+        return f"trained_betas in {FILE}: no beta may be 0"
     for number in sorted(
         range(max(2, steps - NEAR), steps + NEAR + 1), key=lambda k: abs(k - steps)
     ):
@@ -79,9 +83,6 @@ def _way_out(patient: Patient, policy: Policy, steps: int) -> str:
             return f"rollout.num_inference_steps = {number}"
         except UserError:
             continue
-    config = scheduler_config(patient) or {}
-    if config.get("trained_betas") is not None:
-        return f"trained_betas in {FILE}: no beta may be 0"
     if not config.get("set_alpha_to_one", True):
         return (
             f"set_alpha_to_one = true, or timestep_spacing = 'leading' with steps_offset = 1, in "
