@@ -20,7 +20,7 @@ from dagflow.plugins import OWN_DISTRIBUTION
 from dagflow.policies.shapes import Shapes
 from dagflow.prepare import maker_of
 
-MEGABYTE, GIGABYTE, TERA = 2**20, 2**30, 1e12
+MEGABYTE, GIGABYTE = 2**20, 2**30
 CHUNK = 4 * MEGABYTE
 UNKNOWN_CHECKPOINT = MEGABYTE  # bytes, of a model that does not load
 FLOAT = 4  # bytes
@@ -171,7 +171,9 @@ def needs(patient: Patient) -> Finding:
     make = maker_of(patient.registry, "objective", config.objective.name, config.objective)
     with torch.device("meta"):
         found = estimate(config, shapes, make(shapes.spec), 1)
-    free = torch.cuda.mem_get_info()[0] if patient.device.type == "cuda" else _main_memory()
+    free = _main_memory()
+    if patient.device.type == "cuda":  # what these checks hold is free when they are done
+        free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
     said = f"{found.peak_bytes / MEGABYTE:,.0f} MB at least, {_time(found, patient)}"
     limit = f"{free / MEGABYTE:,.0f} MB free" if free else ""
     if free and found.peak_bytes > free:
