@@ -3,7 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all worlds parity lint format tiny-model clean
+.PHONY: help setup demo test test-all test-lowest test-newest package worlds parity lint format
+.PHONY: tiny-model clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -24,6 +25,30 @@ test: setup lint ## All tests but the slow ones, types and style
 
 test-all: setup lint ## Slow tests too
 	$(BIN)/pytest -n 2 -m ''
+
+test-lowest: build/lowest/installed ## The tests, with the oldest of all that pyproject.toml allows
+	build/lowest/bin/pytest -n 2
+
+test-newest: build/newest/installed ## The tests, with the newest of all but torch
+	build/newest/bin/pytest -n 2
+
+build/lowest/constraints.txt: pyproject.toml tools/lowest.py | .venv/installed
+	mkdir -p $(@D)
+	$(BIN)/python tools/lowest.py >$@
+
+build/newest/constraints.txt: constraints.txt
+	mkdir -p $(@D)
+	grep '^torch' $< >$@
+
+build/%/installed: build/%/constraints.txt pyproject.toml
+	$(PYTHON) -m venv build/$*
+	build/$*/bin/pip install --quiet --disable-pip-version-check -c $< -e '.[dev]'
+	touch $@
+
+package: setup ## Build wheel and sdist, install the wheel into an empty environment, and use it there
+	rm -rf dist
+	$(BIN)/python -m hatchling build
+	PYTHON=$(PYTHON) tools/use_wheel dist/*.whl
 
 OBJECTIVES := tb vargrad db kl subtb rtb residual-db ddpo grpo
 TUNED := rtb:rewards.truth.name=world-ratio residual-db:rewards.truth.name=world-ratio \

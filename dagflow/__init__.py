@@ -17,8 +17,10 @@ from dagflow.types import (
 from dagflow.weights import WeightFile, locate, reads
 
 __version__ = "0.1.0"
+PLUGIN_API = (1, 0)  # more raises the second number, less the first; see docs/plugins.md
 
 __all__ = [
+    "PLUGIN_API",
     "Needs",
     "Objective",
     "ObjectiveFactory",

@@ -206,10 +206,38 @@ class CheckpointTable(Table):
 class EvaluateTable(Table):
     images: int = Field(64, ge=0)
     """Images from held-out seeds, before and after training, paired by seed; 0 for none."""
+    every: PositiveInt = 1
+    """Epochs between looks at held-out seeds, the same prompts and noise every time."""
+    watched: int = Field(32, ge=0)
+    """Images of a look that are measured: rewards, diversity, drift, looks; 0: none."""
+    images_per_prompt: PositiveInt = 4
+    """Of them, images of each prompt."""
     grid: int = Field(16, ge=0)
-    """Pictures in each epoch's grid: the same prompts and noise every time; 0 for no grids."""
+    """The first of them, shown in a picture; 0 for no pictures."""
+    features: str = "pixels"
+    """In which diversity is measured: `pixels`, `dino`, `clip`, a folder or a hub id."""
     rewards: dict[str, RewardTable] = Field(default_factory=dict)
     """[evaluate.rewards.LABEL] rewards that are measured and never trained on."""
+
+
+class AlarmsTable(Table):
+    """Signs, at a look, that the reward is being fooled. Settings decide when a run ends."""
+
+    action: Literal["off", "warn", "stop", "roll-back"] = "warn"
+    """`stop` ends the run; `roll-back` also goes back to the last checkpoint before the alarm."""
+    diversity: float = Field(0.6, gt=0)
+    """Share of the base model's diversity that may be lost while the reward rises."""
+    looks: float = Field(2.0, gt=0)
+    """Deviations by which brightness, edges, ... may move beyond what the reward explains."""
+
+
+class TrackingTable(Table):
+    """Who else is told what the run logs. It decides no numbers."""
+
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    """`tensorboard`, `trackio`, `wandb`; several will do."""
+    project: str = Field("dagflow", min_length=1)
+    """Under which trackio and wandb keep the run."""
 
 
 class Config(Table):
@@ -240,6 +268,8 @@ class Config(Table):
     machine: MachineTable = MachineTable()
     checkpoint: CheckpointTable = CheckpointTable()
     evaluate: EvaluateTable = EvaluateTable()
+    alarms: AlarmsTable = AlarmsTable()
+    tracking: TrackingTable = TrackingTable()
 
     @model_validator(mode="after")
     def _an_epoch_holds_a_batch(self) -> Config:

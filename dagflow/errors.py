@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 OURS = {"dagflow", "torch", "concurrent"}  # whose lines say little about a plugin's mistake
 
@@ -57,3 +58,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     begun = [name for name in names if word and name.startswith(word)]
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.5) or begun
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def require_empty(output: Path) -> None:
+    """Raise UserError unless the folder is empty, or does not exist."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"'{output}' exists and is not empty. Give another --output.")

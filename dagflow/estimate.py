@@ -15,6 +15,7 @@ from torch import nn
 
 from dagflow.config import Config
 from dagflow.counting import Pass, measure_pass
+from dagflow.measures.drift import STEPS
 from dagflow.policies.shapes import TOKENS, Shapes
 from dagflow.prepare import Run
 from dagflow.types import Needs, Objective, PolicySpec
@@ -98,7 +99,11 @@ def work(config: Config, needs: Needs) -> dict[str, tuple[int, int]]:
     touched = min(states, config.steps_per_trajectory + 1) if current else states
     beyond = samples * (current and trained < every)
     before = (trained if needs.window else 0) * current
-    grid, held_out = config.evaluate.grid, 2 * config.evaluate.images
+    table, held_out = config.evaluate, 2 * config.evaluate.images
+    watched = max(table.watched, table.grid)
+    measured = watched if table.watched else 0
+    looks, drift = -(-config.epochs // table.every), min(STEPS, steps)
+    drawn = watched * (looks + 1)  # and once by the base model
     against_base = needs.log_p_base and not needs.on_policy
     looked = samples * (states if needs.trajectories else touched)
     first = config.update.flow_from_data or config.update.flow_warmup > 0
@@ -108,14 +113,15 @@ def work(config: Config, needs: Needs) -> dict[str, tuple[int, int]]:
     flows = trained if needs.log_flow else 0
     return {
         "guided forward": (
-            every * (2 if needs.log_p_base else 1) + trained * twice + grid * steps,
-            (held_out + config.evaluate.images * against_base) * steps,
+            every * (2 if needs.log_p_base else 1) + trained * twice,
+            (held_out + table.images * against_base + drawn) * steps
+            + drift * (table.images + measured * looks),
         ),
         "guided forward and backward": (trained, 0),
         "text forward": (before + beyond, begun),
-        "decode": (samples + grid + looked * (not cheap), held_out + begun * (not cheap)),
+        "decode": (samples + looked * (not cheap), held_out + drawn + begun * (not cheap)),
         "preview decode": (looked * cheap, begun * cheap),
-        "reward": (samples + looked, held_out + begun),
+        "reward": (samples + looked, held_out + begun + measured * (looks + 1)),
         "flow forward and backward": (flows, warm_up if needs.log_flow else 0),
     }
 

@@ -1,9 +1,10 @@
-"""Compare the base model with the trained one on held-out seeds."""
+"""Draw with the base model and with the trained one on held-out seeds, and compare them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,23 +15,43 @@ from dagflow.engine.processes import ALONE, Processes
 from dagflow.engine.rollout import ignore, rollout
 from dagflow.engine.scoring import WeightedReward, ask, total
 from dagflow.engine.temperature import base_log_weights, log_weights, temperature
+from dagflow.measures import diversity
+from dagflow.measures.drift import Drift, drift
+from dagflow.measures.features import Features
+from dagflow.measures.looks import looks
 from dagflow.policies.policy import Policy
 from dagflow.types import Prompt, Trajectories
 
-DIVERSITY = 64  # images of a prompt that are compared with one another
+
+class Drawn(NamedTuple):
+    """One model's images of N prompts, and what is known of them, on the CPU."""
+
+    images: Tensor  # (N, 3, height, width)
+    raw: Tensor  # (N, R), what R rewards say, without weights
+    latents: Tensor  # (N, C, H, W), terminal states
+    log_weights: Tensor  # (N,), see `dagflow.engine.temperature`
+    kl: Tensor  # (N,), see `dagflow.measures.drift`; zero unless asked for
+    noise_pred: Tensor  # (N,), likewise
+
+
+@dataclass(frozen=True)
+class Side:
+    """What rewards say of one model's images."""
+
+    images: Tensor  # (N, 3, height, width)
+    rewards: Tensor  # (N,), the weighted total
+    scores: dict[str, Tensor]  # (N,) by label, without weights; measured rewards too
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rewards and images of two models from the same prompts and noise."""
+    """Two models on the same prompts and noise."""
 
     prompts: tuple[Prompt, ...]  # N
-    base_images: Tensor  # (N, 3, height, width)
-    images: Tensor
-    base_rewards: Tensor  # (N,), the weighted total
-    rewards: Tensor
-    base_scores: dict[str, Tensor]  # (N,) by label, without weights; measured rewards too
-    scores: dict[str, Tensor]
+    base: Side
+    trained: Side
+    trained_on: tuple[str, ...]  # labels of the rewards that make the total
+    drift: dict[str, float]  # kl, noise_pred and latents
     temperature: dict[str, float]  # slope, log_z and ess of the trained model
 
 
@@ -52,9 +73,12 @@ class Sampler:
     processes: Processes = ALONE
 
     def batches(
-        self, prompts: Sequence[Prompt], log_p_base: bool = False
-    ) -> Iterator[Trajectories]:
-        """Trajectories with summed log-densities, this process's; image i has the i-th noise."""
+        self, prompts: Sequence[Prompt], log_p_base: bool = False, from_base: bool = False
+    ) -> Iterator[tuple[Trajectories, Drift | None]]:
+        """Trajectories with summed log-densities, this process's; image i has the i-th noise.
+
+        `from_base`: with their drift from the base model.
+        """
         steps, shape = self.path.steps, self.policy.latent_shape
         own = self.processes.own(len(prompts))
         starts = range(own.start, own.stop, self.batch_size)
@@ -73,15 +97,49 @@ class Sampler:
                 ignore if is_idle else self.progress,
                 log_p_base=log_p_base,
             )
+            apart = drift(self.policy, self.path, done) if from_base else None
             if not is_idle:
-                yield done
+                yield done, apart
 
     def images(self, prompts: Sequence[Prompt]) -> Tensor:
         """Images (N, 3, height, width) on the CPU, one for each prompt."""
         batches = self.processes.share(
-            lambda: [part.images.cpu() for part in self.batches(prompts)]
+            lambda: [part.images.cpu() for part, _ in self.batches(prompts)]
         )
         return torch.cat([images for own in batches for images in own])
+
+    def draw(
+        self,
+        prompts: Sequence[Prompt],
+        asked: Sequence[WeightedReward],
+        log_p_base: bool = False,
+        from_base: bool = False,
+    ) -> Drawn:
+        """An image for each prompt, scored; of all processes.
+
+        `log_p_base`: log_weights against the base model's density. `from_base`: with the drift.
+        """
+
+        def own() -> list[Drawn]:
+            found, answers = [], []
+            for part, apart in self.batches(prompts, log_p_base, from_base):
+                weights = (
+                    base_log_weights(part, "sum")
+                    if log_p_base
+                    else log_weights(part, self.path, "sum")
+                )
+                zero = torch.zeros_like(weights)
+                answers.append(ask(asked, part.images, part.prompts))
+                rest = (part.latents[:, -1], weights, *(apart or Drift(zero, zero)))
+                found.append((part.images, *rest))
+            raw = [answer().T for answer in answers]
+            return [
+                Drawn(*(values.cpu() for values in (images, scores, *rest)))
+                for (images, *rest), scores in zip(found, raw, strict=True)
+            ]
+
+        every = [batch for batches in self.processes.share(own) for batch in batches]
+        return Drawn(*(torch.cat(column) for column in zip(*every, strict=True)))
 
 
 def cycle(prompts: Sequence[Prompt], count: int) -> tuple[Prompt, ...]:
@@ -104,54 +162,62 @@ def compare(
     with `against_base`.
     """
     asked = [*rewards, *measured]
-
-    def both(log_p_base: bool) -> tuple[Tensor, Tensor, Tensor]:
-        def own() -> list[tuple[Tensor, Tensor, Tensor]]:
-            images, scores, weights = [], [], []
-            for part in sampler.batches(prompts, log_p_base):
-                images.append(part.images.cpu())
-                scores.append(ask(asked, part.images, part.prompts))
-                weights.append(
-                    base_log_weights(part, "sum")
-                    if log_p_base
-                    else log_weights(part, sampler.path, "sum")
-                )
-            raw = [answer().T.cpu() for answer in scores]
-            return list(zip(images, raw, [w.cpu() for w in weights], strict=True))
-
-        every = [batch for batches in sampler.processes.share(own) for batch in batches]
-        images, raw, weights = (torch.cat(column) for column in zip(*every, strict=True))
-        return images, raw.T, weights
-
     with sampler.policy.base():
-        base_images, base_raw, _ = both(log_p_base=False)
-    images, raw, weights = both(log_p_base=against_base)
-    final = total(rewards, raw[: len(rewards)])
+        base = sampler.draw(prompts, asked)
+    trained = sampler.draw(prompts, asked, against_base, from_base=True)
+    now = side(trained, rewards, measured)
     return Comparison(
         prompts=tuple(prompts),
-        base_images=base_images,
-        images=images,
-        base_rewards=total(rewards, base_raw[: len(rewards)]),
-        rewards=final,
-        base_scores=_by_label(asked, base_raw),
-        scores=_by_label(asked, raw),
-        temperature=temperature(weights, final, prompts, beta),
+        base=side(base, rewards, measured),
+        trained=now,
+        trained_on=tuple(item.label for item in rewards),
+        drift=drift_from(base, trained),
+        temperature=temperature(trained.log_weights, now.rewards, prompts, beta),
     )
 
 
-def diversity(images: Tensor, prompts: Sequence[Prompt]) -> float | None:
-    """Mean root-mean-square distance between two images (N, 3, height, width) of one prompt.
-
-    Of each prompt the first 64 count. None if no prompt has two.
-    """
-    texts = [prompt.text for prompt in prompts]
-    groups = [
-        images[[k for k, other in enumerate(texts) if other == text][:DIVERSITY]].flatten(1)
-        for text in dict.fromkeys(texts)
-    ]
-    distances = [torch.pdist(group) / group.shape[1] ** 0.5 for group in groups if len(group) > 1]
-    return float(torch.cat(distances).mean()) if distances else None
+def side(
+    drawn: Drawn, rewards: Sequence[WeightedReward], measured: Sequence[WeightedReward]
+) -> Side:
+    """Totals, and scores by label."""
+    raw = drawn.raw.T
+    scores = {item.label: values for item, values in zip((*rewards, *measured), raw, strict=True)}
+    return Side(drawn.images, total(rewards, raw[: len(rewards)]), scores)
 
 
-def _by_label(rewards: Sequence[WeightedReward], raw: Tensor) -> dict[str, Tensor]:
-    return {item.label: values for item, values in zip(rewards, raw, strict=True)}
+def drift_from(base: Drawn, now: Drawn) -> dict[str, float]:
+    """Means over images: kl in nats, noise_pred (squared), latents (root of the mean square)."""
+    apart = ((now.latents - base.latents) ** 2).mean()
+    return {
+        "kl": float(now.kl.mean()),
+        "noise_pred": float(now.noise_pred.mean()),
+        "latents": float(apart**0.5),
+    }
+
+
+def win_rate(base: Tensor, now: Tensor) -> float:
+    """Share of images (N,) with a reward above the base model's from the same noise; ties half."""
+    return float(((now > base).double() + 0.5 * (now == base).double()).mean())
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured of one model's N images."""
+
+    rewards: Tensor  # (N,)
+    scores: dict[str, Tensor]  # (N,) by label
+    looks: dict[str, Tensor]  # (N,) by name, see `dagflow.measures.looks`
+    diversity: float | None  # see `dagflow.measures.diversity`
+    vendi: float | None
+
+
+def measure(one: Side, prompts: Sequence[Prompt], features: Features) -> Measured:
+    """`prompts`: those of the images, in order."""
+    rows = features.rows(one.images)
+    return Measured(
+        one.rewards,
+        one.scores,
+        looks(one.images),
+        diversity.distance(rows, prompts),
+        diversity.vendi(rows, prompts),
+    )

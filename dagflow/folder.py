@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,28 +52,50 @@ def write_config(config: Config, folder: Path) -> None:
 def choose(
     folder: Path, place: str, policy: Policy, say: Callable[[str], None]
 ) -> checkpoint.Saved | None:
-    """The checkpoint to go on from: the newest that is whole, or `place` alone.
+    """The checkpoint to go on from, read; see `find`. None if there is no checkpoint yet."""
+    found = find(folder, place, say)
+    return checkpoint.read(found, policy) if found else None
 
-    `place`: a checkpoint's name or the number of an epoch. Damage is said. None if there is no
-    checkpoint yet. Raises UserError if none is whole, or not the one that was asked for.
+
+def find(folder: Path, place: str, say: Callable[[str], None]) -> Path | None:
+    """A run's newest checkpoint that is whole, or `place` alone.
+
+    `place`: a checkpoint's name, the number of an epoch, `latest` or `best`. Damage is said. None
+    if there is no checkpoint yet. Raises UserError if none is whole, or not the one that was asked
+    for.
     """
     found = checkpoint.folders(folder / "checkpoints")
     if place:
-        name = f"epoch-{int(place):04d}" if place.isdecimal() else place
-        names = ", ".join(path.name for path in found)
-        found = [path for path in found if path.name == name]
-        if not found:
-            raise UserError(f"'{folder}' has no checkpoint '{name}'. There are: {names}.")
+        found = _placed(folder, found, place)
     first_damage = ""
     for path in reversed(found):
         damage = checkpoint.damage(path)
         if damage is None:
-            return checkpoint.read(path, policy)
+            return path
         first_damage = first_damage or damage
         say(f"DAMAGED: {damage}.")
     if first_damage:
         raise UserError(f"no checkpoint to go on from is whole: {first_damage}.")
     return None
+
+
+def whole_checkpoint(folder: Path, place: str, say: Callable[[str], None]) -> Path:
+    """As `find`; raises UserError where there is no checkpoint yet, too."""
+    found = find(folder, place, say)
+    if found is None:
+        raise UserError(f"the run '{folder}' has no checkpoint yet.")
+    return found
+
+
+def _placed(folder: Path, found: Sequence[Path], place: str) -> list[Path]:
+    name = f"epoch-{int(place):04d}" if place.isdecimal() else place
+    chosen = [path for path in found if path.name == name]
+    if name in (checkpoint.LATEST, checkpoint.BEST):
+        chosen = checkpoint.same(folder / "checkpoints" / name, found)
+    if not chosen:
+        names = ", ".join(path.name for path in found)
+        raise UserError(f"'{folder}' has no checkpoint '{name}'. There are: {names}.")
+    return chosen
 
 
 def go_on_from(chosen: Path, say: Callable[[str], None]) -> bool:

@@ -1,28 +1,44 @@
-"""What a run shows of its model: a grid after each epoch, and at the end a comparison."""
+"""What a run shows of its model at the end: a comparison with the base model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import Any
 
 from dagflow import charts, report
+from dagflow.alarms import Alarm
 from dagflow.config import Config
 from dagflow.engine import pictures
-from dagflow.engine.checkpoint import Position
+from dagflow.engine.checkpoint import Position, read, restore
 from dagflow.engine.normalise import normalised
-from dagflow.evaluate import Comparison, Sampler, compare, cycle
+from dagflow.evaluate import Comparison, compare, cycle
+from dagflow.folder import whole_checkpoint
 from dagflow.prepare import Run
 from dagflow.truth import Truth, against_truth
+from dagflow.watch import sampler_of, show_picture
 from dagflow.worlds.rewards import Density, Ratio
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """A run that has gained enough (`stop_at_gain`)."""
+    """A run that has gained enough (`stop_at_gain`), or was ended by an alarm."""
 
     epochs: int  # that were done
     gain: float  # in deviations of the first epoch's rewards
+    alarms: tuple[Alarm, ...] = ()
+    went_back: bool = False  # to a checkpoint before them
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Base against trained on held-out seeds."""
+
+    comparison: Comparison
+    truth: Truth | None
+    numbers: dict[str, Any]  # report.json
 
 
 @dataclass(frozen=True)
@@ -30,53 +46,53 @@ class Outcome:
     """What a finished run leaves behind."""
 
     checkpoint: Path
-    comparison: Comparison | None
-    truth: Truth | None = None
+    evaluation: Evaluation | None
     beta: float = 0.0  # the final one; on the scale of the configuration
     stopped: Stopped | None = None
 
 
-def draw_grid(run: Run, epoch: int) -> None:
-    """The same prompts and noise every time, so that what changes is the model."""
-    prompts = cycle(run.heldout, run.config.evaluate.grid)
-    total = len(run.processes.own(len(prompts))) * run.path.steps
-    run.watcher.phase("grid", total, max(epoch, 1))
-    images = _sampler(run, run.watcher.advance).images(prompts)
-    picture = pictures.grid(images, columns=8, captions=[prompt.text for prompt in prompts])
-    file = run.folder / "samples" / f"epoch-{epoch:04d}.png"
-    run.processes.from_main(lambda: pictures.save(picture, file))
-
-
-def evaluate(
-    run: Run, config: Config, position: Position, beta: float
-) -> tuple[Comparison, Truth | None]:
-    """Base against trained on held-out seeds; a picture of the first of them, and a report.
-
-    `beta` is the final one in nats, on the scale of summed log-densities.
-    """
-    count = config.evaluate.images
+def evaluate(run: Run, config: Config, position: Position) -> Evaluation:
+    """Draw with both models, and write pictures of the first seeds, and report.json."""
+    count, beta = config.evaluate.images, beta_in_nats(run, config)
     prompts = cycle(run.heldout, count)
     total = 2 * len(run.processes.own(count)) * run.path.steps
     run.watcher.phase("evaluate", total, config.epochs)
-    sampler = _sampler(run, run.advance)
+    sampler = sampler_of(run, run.advance)
     rewards, against_base = normalised(run.rewards, position.statistics), run.learner.keeps_base
     comparison = compare(sampler, prompts, rewards, run.measured, beta, against_base)
     truth = against_truth(sampler, comparison) if _aims_at_the_truth(run, beta) else None
 
-    def write() -> None:
+    def write() -> dict[str, Any]:
         _draw_comparison(run, comparison)
         if truth:
             charts.save(charts.truth_chart(truth), run.folder / "samples" / "truth.png")
-        numbers = report.report(config, comparison, truth, position.reward_calls)
+        numbers = report.report(
+            config, comparison, truth, position.reward_calls, position.name, beta, run.features
+        )
         report.write(numbers, run.folder / "report.json")
+        return numbers
 
-    run.processes.from_main(write)
-    return comparison, truth
+    return Evaluation(comparison, truth, run.processes.from_main(write))
 
 
-def _sampler(run: Run, progress: Callable[[int], None]) -> Sampler:
-    size, seed = run.config.rollout.batch_size, run.config.seed
-    return Sampler(run.policy, run.path, size, seed, progress=progress, processes=run.processes)
+def beta_in_nats(run: Run, config: Config) -> float:
+    """The final beta on the scale of summed log-densities."""
+    scale = prod(run.policy.latent_shape) if run.learner.density == "mean" else 1
+    return config.final_beta * scale
+
+
+def evaluate_checkpoint(run: Run, place: str = "") -> Evaluation:
+    """Evaluate the newest whole checkpoint of a run's folder, or `place` alone.
+
+    Raises UserError if there is none, or it is none of this configuration.
+    """
+    with closing(run):
+        saved = read(whole_checkpoint(run.folder, place, run.watcher.say), run.policy)
+        restore(saved, run.learner)
+        beta = saved.position.beta
+        return evaluate(
+            run, run.config if beta is None else run.config.with_beta(beta), saved.position
+        )
 
 
 def _aims_at_the_truth(run: Run, beta: float) -> bool:
@@ -89,8 +105,15 @@ def _aims_at_the_truth(run: Run, beta: float) -> bool:
 def _draw_comparison(run: Run, comparison: Comparison) -> None:
     shown = min(len(comparison.prompts), 12)
     picture = pictures.before_after(
-        comparison.base_images[:shown],
-        comparison.images[:shown],
+        comparison.base.images[:shown],
+        comparison.trained.images[:shown],
         [prompt.text for prompt in comparison.prompts[:shown]],
     )
-    pictures.save(picture, run.folder / "samples" / "before-after.png")
+    folder = run.folder / "samples"
+    show_picture(run, picture, folder / "before-after.png", "before-after")
+    for name, one in (("base", comparison.base), ("trained", comparison.trained)):
+        places = report.ranked(one.rewards)
+        rows = [k for rank in places for k in rank]
+        captions = [comparison.prompts[k].text for k in rows]
+        sheet = pictures.grid(one.images[rows], len(places[0]), captions)
+        pictures.save(sheet, folder / f"ranked-{name}.png")

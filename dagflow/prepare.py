@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from dagflow.config import Config, OpenTable, RewardTable
 from dagflow.diffusion.path import GaussianPath
@@ -18,10 +19,12 @@ from dagflow.engine.prompts import as_prompts, heldout_prompts
 from dagflow.engine.replay import Kept, given_images
 from dagflow.engine.scoring import Background, WeightedReward, place
 from dagflow.errors import Interrupted, PluginError, UserError
+from dagflow.measures.features import Features, load_features
 from dagflow.plugins import Kind, Registry
 from dagflow.policies.loading import default_device, load_policy
 from dagflow.policies.policy import Policy
 from dagflow.policies.world import WorldPolicy
+from dagflow.tracking import Trackers, require
 from dagflow.types import Needs, Prompt, PromptSource, Reward
 from dagflow.worlds.rewards import Density
 
@@ -39,7 +42,10 @@ class Watcher(Protocol):
         """New numbers."""
 
     def say(self, text: str) -> None:
-        """Something that a person should read."""
+        """Something that a person should read; what begins with "Alarm" is shown as one."""
+
+    def pictures(self, images: Tensor, epoch: int) -> None:
+        """The grid (B, 3, height, width) of an epoch; 0 is the base model."""
 
     def epoch_done(self, epoch: int, epochs: int) -> None:
         """An epoch is over and saved."""
@@ -58,8 +64,10 @@ class Run:
     prompts: tuple[Prompt, ...]
     heldout: tuple[Prompt, ...]
     given: tuple[Kept, ...]  # pictures from which backward trajectories start
+    features: Features  # in which images are compared
     watcher: Watcher
     stop_asked: Callable[[], bool]
+    trackers: Trackers
 
     @property
     def policy(self) -> Policy:
@@ -112,6 +120,7 @@ def prepare(
     if not config.rewards:
         known = ", ".join(registry.names("reward"))
         raise UserError(f"a run needs a reward: --reward NAME. Installed: {known}.")
+    require(config.tracking.trackers)
     make_rewards = _reward_makers(config.rewards, registry)
     make_measured = _reward_makers(config.evaluate.rewards, registry)
     if twice := sorted(config.rewards.keys() & config.evaluate.rewards.keys()):
@@ -157,8 +166,10 @@ def prepare(
         prompts=prompts,
         heldout=heldout_prompts(config.prompts.name, source, prompts),
         given=given_images(Path(replay.images), policy) if replay.images else (),
+        features=load_features(config.evaluate.features, device),
         watcher=watcher,
         stop_asked=stop_asked,
+        trackers=Trackers(config, watcher.say),
     )
 
 
@@ -281,6 +292,7 @@ def _background(label: str, reward: Reward) -> Background:
 
 
 def load_prompts(config: Config, registry: Registry) -> tuple[PromptSource, tuple[Prompt, ...]]:
+    """The prompt source of a run, and what it holds for training."""
     table = config.prompts
     name, colon, path = table.name.partition(":")
     if colon:

@@ -3,48 +3,117 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from dagflow import __version__
+from dagflow.alarms import find_alarms
 from dagflow.config import Config
-from dagflow.evaluate import Comparison, diversity, standard_error
+from dagflow.evaluate import Comparison, Measured, measure, standard_error, win_rate
+from dagflow.measures import diversity
+from dagflow.measures.features import Features
+from dagflow.measures.looks import shift
 from dagflow.truth import Truth
 
-VERSION = 1  # of the format
+VERSION = 2  # of the format
+NORMAL = 1.96  # standard errors on either side of a mean make its 95 % interval
+RANKED = 4  # images of each rank
+LISTED = 4096  # images whose numbers are listed one by one
 
 
 def report(
-    config: Config, comparison: Comparison, truth: Truth | None, reward_calls: int
+    config: Config,
+    comparison: Comparison,
+    truth: Truth | None,
+    reward_calls: int,
+    checkpoint: str,
+    beta: float,
+    features: Features,
 ) -> dict[str, Any]:
-    """Numbers alone: reward, diversity, temperature and, in a world, distances to the truth."""
-    change = comparison.rewards - comparison.base_rewards
+    """Numbers alone: what rewards, diversity, looks and drift are, and how sure that is.
+
+    In a world also distances to the truth. `checkpoint`: the name of the one that was evaluated;
+    `beta`: the final one in nats, which the temperature's slope is due to be.
+    """
+    prompts, images = comparison.prompts, (comparison.base.images, comparison.trained.images)
+    base, now = (measure(one, prompts, features) for one in (comparison.base, comparison.trained))
+    change = change_of(base.rewards, now.rewards)
+    mean = float((now.rewards - base.rewards).mean())
+    width = NORMAL * change["standard_error_of_change"]
     numbers: dict[str, Any] = {
         "version": VERSION,
         "dagflow": __version__,
         "model": config.model,
         "objective": config.objective.name,
         "seed": config.seed,
+        "checkpoint": checkpoint,
         "reward_calls": reward_calls,
-        "images": len(comparison.images),
-        "reward": {
-            "base": float(comparison.base_rewards.mean()),
-            "trained": float(comparison.rewards.mean()),
-            "standard_error_of_change": standard_error(change),
+        "images": len(prompts),
+        "reward": {**change, "interval": [mean - width, mean + width]},
+        "rewards": {
+            label: {
+                **change_of(base.scores[label], now.scores[label]),
+                "trained_on": label in comparison.trained_on,
+            }
+            for label in now.scores
         },
-        "diversity": {
-            "base": diversity(comparison.base_images, comparison.prompts),
-            "trained": diversity(comparison.images, comparison.prompts),
-        },
-        "temperature": {"beta": config.final_beta, **comparison.temperature},
+        "features": features.name,
+        "diversity": {"base": base.diversity, "trained": now.diversity},
+        "vendi": {"base": base.vendi, "trained": now.vendi},
+        "from_base": diversity.from_base(*(features.coarse(part) for part in images)),
+        "statistics": _looks(base, now),
+        "drift": comparison.drift,
+        "alarms": [asdict(alarm) for alarm in find_alarms(base, now, config.alarms)],
+        "temperature": {"beta": config.final_beta, "due": beta, **comparison.temperature},
     }
+    if len(prompts) <= LISTED:
+        numbers |= {
+            "prompts": [prompt.text for prompt in prompts],
+            "per_image": {"base": base.rewards.tolist(), "trained": now.rewards.tolist()},
+            "ranked": {"base": ranked(base.rewards), "trained": ranked(now.rewards)},
+        }
     if truth:
         numbers["distances"] = {name: asdict(value) for name, value in truth.distances.items()}
     return numbers
 
 
-def write(numbers: dict[str, Any], path: Path) -> None:
+def change_of(base: Tensor, now: Tensor) -> dict[str, Any]:
+    """Of a reward of N images from the same noise."""
+    return {
+        "base": float(base.mean()),
+        "trained": float(now.mean()),
+        "standard_error_of_change": standard_error(now - base),
+        "win_rate": win_rate(base, now),
+    }
+
+
+def _looks(base: Measured, now: Measured) -> dict[str, dict[str, float]]:
+    return {
+        name: {
+            "base": float(base.looks[name].mean()),
+            "trained": float(values.mean()),
+            "shift": shift(base.looks[name], values),
+        }
+        for name, values in now.looks.items()
+    }
+
+
+def ranked(rewards: Tensor) -> list[list[int]]:
+    """The places of the best, the middle and the worst images, of (N,) rewards, four of each.
+
+    Fewer where there are not twelve.
+    """
+    order = rewards.argsort(descending=True, stable=True).tolist()
+    count = min(RANKED, max(1, len(order) // 3))
+    middle = (len(order) - count) // 2
+    return [order[:count], order[middle : middle + count], order[len(order) - count :]]
+
+
+def write(numbers: Mapping[str, Any], path: Path) -> None:
     """The file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")

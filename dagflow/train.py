@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -13,13 +13,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from dagflow.alarms import Alarm
 from dagflow.collect import Epoch, collect
 from dagflow.engine import checkpoint as checkpoints
 from dagflow.engine.checkpoint import Position, Restored
 from dagflow.engine.learner import set_rates
 from dagflow.engine.levels import first_levels, zero_levels
 from dagflow.engine.metrics import Clock, JsonLines
-from dagflow.engine.normalise import SMALLEST, mean_and_deviation, moments, summary
+from dagflow.engine.normalise import SMALLEST, Statistics, mean_and_deviation, moments, summary
 from dagflow.engine.potentials import CurrentPotentials
 from dagflow.engine.replay import Buffer
 from dagflow.engine.temperature import (
@@ -32,12 +33,11 @@ from dagflow.engine.transitions import cut
 from dagflow.engine.update import update, warm_up
 from dagflow.engine.window import Window
 from dagflow.errors import NotFinite, NotSaved, RunError, UserError
-from dagflow.evaluate import Comparison
 from dagflow.folder import choose, go_on_from, owned, require_free, write_config
-from dagflow.outcome import Outcome, Stopped, draw_grid, evaluate
+from dagflow.outcome import Evaluation, Outcome, Stopped, beta_in_nats, evaluate
 from dagflow.prepare import Run
 from dagflow.trouble import keep_batch, smaller
-from dagflow.truth import Truth
+from dagflow.watch import Watch
 
 T = TypeVar("T")
 
@@ -49,6 +49,7 @@ def start(run: Run) -> Outcome:
     with closing(run), ExitStack() as stack:
         main(lambda: stack.enter_context(owned(run.folder)))
         main(lambda: write_config(run.config, run.folder))
+        main(lambda: stack.enter_context(run.trackers.begun(run.folder, update=0, warm_up=0)))
         return _train(run, Restored(Position(), run.policy.weights(), {}))
 
 
@@ -70,6 +71,8 @@ def resume(run: Run, place: str = "") -> Outcome:
         if saved and not main(lambda: go_on_from(saved.place, run.watcher.say)):
             restored = replace(restored, position=replace(restored.position, best_gain=None))
         main(lambda: write_config(run.config, run.folder))
+        update, warm_up = restored.position.update, restored.position.warm_up
+        main(lambda: stack.enter_context(run.trackers.begun(run.folder, update, warm_up)))
         return _train(run, restored)
 
 
@@ -84,10 +87,8 @@ def _train(run: Run, restored: Restored) -> Outcome:
         session.save()
         raise
     checkpoint = session.save_together()
-    comparison, truth = None, None
-    if run.config.evaluate.images:
-        comparison, truth = session.evaluate()
-    return Outcome(checkpoint, comparison, truth, session.config.final_beta, stopped)
+    evaluation = session.evaluate() if run.config.evaluate.images else None
+    return Outcome(checkpoint, evaluation, session.config.final_beta, stopped)
 
 
 def _open_logs(run: Run) -> None:
@@ -106,18 +107,20 @@ class _Session:
         position, replay = restored.position, run.config.replay
         if position.beta is not None:
             self.config = run.config.with_beta(position.beta)
+        self._watch = Watch(run)
         self._rollout_weights = restored.rollout_weights  # that the epoch began with
         empty = Buffer(replay.capacity, replay.per_prompt)
         self._buffer = empty.restored(restored.replay, run.prompts)  # before the epoch
         metrics, timings = run.folder / "metrics.jsonl", run.folder / "timings.jsonl"
         here = run.processes.is_main
-        self._metrics = JsonLines(metrics if here else None, position.metrics_bytes)
+        tell, length = run.trackers.record, position.metrics_bytes
+        self._metrics = JsonLines(metrics if here else None, length, tell)
         self._timings = JsonLines(timings if here else None, position.timings_bytes)
 
     def train(self) -> Stopped | None:
         """All epochs that remain."""
-        if self.position == Position() and self.config.evaluate.grid:
-            self._fitting(lambda: draw_grid(self.run, epoch=0))
+        if self.position == Position():
+            self._metrics.write({"epoch": 0, **self._look(0, {})[0]})
         for epoch in range(self.position.epoch, self.config.epochs):
             clock = Clock()
             data = self._fitting(partial(self._collect, epoch, clock))
@@ -134,13 +137,14 @@ class _Session:
                 clock.lap("warm_up")
             self._update(data)
             clock.lap("update")
-            self._end_epoch(data, gain, clock)
+            alarms = self._end_epoch(data, gain, clock)
+            if alarms and self.config.alarms.action in ("stop", "roll-back"):
+                return Stopped(epoch + 1, gain, alarms, self._went_back())
         return None
 
-    def evaluate(self) -> tuple[Comparison, Truth | None]:
+    def evaluate(self) -> Evaluation:
         """Base against trained, at the end."""
-        beta = self.beta_in_nats
-        return self._fitting(lambda: evaluate(self.run, self.config, self.position, beta))
+        return self._fitting(lambda: evaluate(self.run, self.config, self.position))
 
     def save(self) -> Path:
         """Write a checkpoint, unless there is one of this position or others write it."""
@@ -229,11 +233,6 @@ class _Session:
         return replace(data, potentials=values)
 
     @property
-    def beta_in_nats(self) -> float:
-        """The final beta on the scale of summed log-densities."""
-        return self.config.final_beta * (self._values if self.run.learner.density == "mean" else 1)
-
-    @property
     def _values(self) -> int:
         """D."""
         return prod(self.run.policy.latent_shape)
@@ -313,7 +312,7 @@ class _Session:
             else log_weights(sampled, self.run.path, density)
         )
         weights = self.run.processes.gathered(weights, sampled.index.tolist())
-        found = temperature(weights, data.final, data.prompts, self.beta_in_nats)
+        found = temperature(weights, data.final, data.prompts, beta_in_nats(self.run, self.config))
         return {f"temperature.{name}": value for name, value in found.items()}
 
     def _windows(self, epoch: int) -> list[Tensor]:
@@ -338,9 +337,10 @@ class _Session:
         states = self.run.potential_states
         return CurrentPotentials(self.run.learner, window, data.rewards, states)
 
-    def _end_epoch(self, data: Epoch, gain: float, clock: Clock) -> None:
-        """Log, draw and save."""
+    def _end_epoch(self, data: Epoch, gain: float, clock: Clock) -> tuple[Alarm, ...]:
+        """Log, draw and save; what alarms there are."""
         epoch, config, buffer = self.position.epoch + 1, self.config, self._buffer
+        alarms: tuple[Alarm, ...] = ()
         if config.replay.share or (config.replay.backward and not self.run.given):
             here, processes = data.sampled, self.run.processes
             buffer = buffer.with_more(data.prompts, data.final, here, processes)
@@ -350,9 +350,10 @@ class _Session:
         for item, values in zip(self.run.measured, data.measured, strict=True):
             numbers |= mean_and_deviation(f"eval_rewards.{item.label}", values)
         numbers |= self._temperature(data)
-        if config.evaluate.grid:
-            self._fitting(lambda: draw_grid(self.run, epoch))
-            clock.lap("grid")
+        if epoch % config.evaluate.every == 0 or epoch == config.epochs:
+            seen, alarms = self._look(epoch, data.statistics)
+            numbers |= seen
+            clock.lap("watch")
         self._keep_best(gain)  # from here on nobody is waited for, until all is as it must be
         self.position = replace(
             self.position,
@@ -363,10 +364,40 @@ class _Session:
         )
         self._rollout_weights, self._buffer = self.run.policy.weights(), buffer
         self._metrics.write({"epoch": epoch, **numbers, "gain": gain})
+        for alarm in alarms:
+            said = asdict(alarm)
+            self._metrics.write({"epoch": epoch, "alarm": said.pop("statistic"), **said})
         self._timings.write({"epoch": epoch, **clock.laps})
         if epoch % config.checkpoint.every == 0 or epoch == config.epochs:
             self.save_together()
         self.run.watcher.epoch_done(epoch, config.epochs)
+        for alarm in alarms:
+            self.run.watcher.say(f"ALARM: {alarm}.")
+        return alarms
+
+    def _went_back(self) -> bool:
+        """Go back to the last checkpoint before this epoch, if an alarm is to do so and can."""
+        run, main = self.run, self.run.processes.from_main
+        known = main(lambda: checkpoints.checkpoints(run.folder / "checkpoints"))
+        earlier = [path for path in known if checkpoints.moment(path)[0] < self.position.epoch]
+        if self.config.alarms.action != "roll-back" or not earlier:
+            return False
+        saved = main(lambda: choose(run.folder, earlier[-1].name, run.policy, run.watcher.say))
+        assert saved
+        main(lambda: go_on_from(saved.place, run.watcher.say))
+        restored = run.processes.together(lambda: checkpoints.restore(saved, run.learner))
+        self.position, self._rollout_weights = restored.position, restored.rollout_weights
+        return True
+
+    def _look(
+        self, epoch: int, statistics: Mapping[str, Statistics]
+    ) -> tuple[dict[str, float], tuple[Alarm, ...]]:
+        """What the model draws after an epoch, in numbers; none where nothing is measured."""
+        watched = self._fitting(lambda: self._watch.look(self.run, epoch, statistics))
+        if not watched:
+            return {}, ()
+        self.run.watcher.show(watched.numbers)
+        return watched.numbers, watched.alarms
 
     def _keep_best(self, gain: float) -> None:
         """Remember the checkpoint that the epoch began from, if its images gained most so far."""

@@ -40,15 +40,15 @@ def against_truth(sampler: Sampler, comparison: Comparison) -> Truth | None:
     None where none is known.
     """
     policy = sampler.policy
-    if not isinstance(policy, WorldPolicy) or len(comparison.images) < 2:
+    if not isinstance(policy, WorldPolicy) or len(comparison.prompts) < 2:
         return None
-    world, count = policy.world, len(comparison.images)
+    world, count = policy.world, len(comparison.prompts)
     with policy.exact_target():
         reference = sampler.images(comparison.prompts)
     exact = world.target.sample(count, generator(Stream.TARGET, sampler.seed))
     states = {
-        "base": world.to_states(comparison.base_images),
-        "trained": world.to_states(comparison.images),
+        "base": world.to_states(comparison.base.images),
+        "trained": world.to_states(comparison.trained.images),
         "reference": world.to_states(reference),
     }
     energy = Energy(exact)

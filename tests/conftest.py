@@ -35,13 +35,13 @@ SHORT: dict[str, Any] = {
         "flow_learning_rate": 1e-3,
         "flow_warmup": 2,
     },
-    "evaluate": {"images": 4, "grid": 2},
+    "evaluate": {"images": 4, "grid": 2, "watched": 2},
 }
 SHORT_OPTIONS = [
     *("-s", "epochs=2", "-s", "stop_at_gain=0", "-s", "objective.flow_channels=[16, 16]"),
     *("-s", "rollout.samples_per_epoch=4", "-s", "rollout.num_inference_steps=4"),
     *("-s", "update.batch_size=8", "-s", "update.flow_warmup=2"),
-    *("-s", "evaluate.images=4", "-s", "evaluate.grid=2"),
+    *("-s", "evaluate.images=4", "-s", "evaluate.grid=2", "-s", "evaluate.watched=2"),
 ]
 
 
@@ -55,6 +55,7 @@ class Silent:
     def advance(self, units: int) -> None: ...
     def show(self, metrics: Any) -> None: ...
     def say(self, text: str) -> None: ...
+    def pictures(self, images: Any, epoch: int) -> None: ...
     def epoch_done(self, epoch: int, epochs: int) -> None: ...
 
 

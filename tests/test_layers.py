@@ -15,8 +15,9 @@ ROOT = Path(dagflow.__file__).parent
 ORDER = [
     "errors", "types", "reward_rules", "profiling", "counting", "weights", "hookspecs", "plugins",
     "conformance", "scaffold", "recipe", "config", "diffusion", "worlds", "policies", "engine",
-    "evaluate", "truth", "report", "compare", "charts", "score", "folder", "prepare", "estimate",
-    "collect", "outcome", "trouble", "checks", "train", "cli",
+    "measures", "evaluate", "alarms", "truth", "report", "compare", "charts", "score", "folder",
+    "draw", "tracking", "prepare", "card", "export", "estimate", "collect", "watch", "outcome",
+    "trouble", "checks", "train", "cli",
 ]  # fmt: skip
 STAGES = ["prompts", "rollout", "transitions", "metrics", "pictures"]
 

@@ -17,8 +17,11 @@ from dagflow.errors import Interrupted
 from dagflow.prepare import Run
 from dagflow.train import resume, start
 
-ONE_CALL_AN_EPOCH = {"rollout": {"potential": "none"}, "evaluate": {"images": 0, "grid": 0}}
-EVALUATED = EvaluateTable(images=2, grid=0)
+ONE_CALL_AN_EPOCH = {
+    "rollout": {"potential": "none"},
+    "evaluate": {"images": 0, "grid": 0, "watched": 0},
+}
+EVALUATED = EvaluateTable(images=2, grid=0, watched=0)
 
 
 def rising(run: Run, step: float, begin: int = 0) -> Run:

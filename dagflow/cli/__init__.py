@@ -46,6 +46,8 @@ def main() -> None:
     from dagflow.cli import (
         compare,
         doctor,
+        evaluate,
+        export,
         listing,
         new_plugin,
         sample,
@@ -55,7 +57,10 @@ def main() -> None:
         weights,
     )
 
-    for command in (train, sample, score, compare, doctor, serve, listing, weights, new_plugin):
+    for command in (
+        *(train, sample, evaluate, export, score, compare, doctor),
+        *(serve, listing, weights, new_plugin),
+    ):
         command.register(app)
     try:
         app()

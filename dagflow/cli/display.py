@@ -1,4 +1,4 @@
-"""A run as a person sees it: bars on a terminal, a line for each epoch elsewhere."""
+"""A run as a person sees it: a live view on a terminal, a line for each epoch elsewhere."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ import time
 from collections.abc import Mapping
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
+from torch import Tensor
 
+from dagflow.cli.steady import SteadyLive
+from dagflow.cli.view import View
 from dagflow.profiling import Profile
+
+REFRESHES = 4  # a second
+BESIDE_THE_BAR = 50  # columns
 
 
 class Silent:
@@ -20,34 +26,39 @@ class Silent:
     def advance(self, units: int) -> None: ...
     def show(self, metrics: Mapping[str, float]) -> None: ...
     def say(self, text: str) -> None: ...
+    def pictures(self, images: Tensor, epoch: int) -> None: ...
     def epoch_done(self, epoch: int, epochs: int) -> None: ...
 
 
 class Display:
     """Shows epoch, phase, reward, loss and time left. A `dagflow.prepare.Watcher`."""
 
-    def __init__(self, console: Console, may_stop: bool = False) -> None:
-        """`may_stop`: a run that may end before its last epoch."""
+    def __init__(
+        self, console: Console, may_stop: bool = False, pictures: bool | None = None
+    ) -> None:
+        """`may_stop`: a run that may end before its last epoch; `pictures`: as for `View`."""
         self._console = console
         self._most = "at most " if may_stop else ""
         self._numbers: dict[str, float] = {}
         self._epochs_timed: list[float] = []
         self._epoch_start = time.monotonic()
         self._epochs = 0
+        self._view = View(console, pictures)
+        self._bar = BarColumn()
         self._bars = Progress(
             SpinnerColumn(),
             TextColumn("epoch {task.fields[epoch]}  {task.description:<8}"),
-            BarColumn(bar_width=30),
+            self._bar,
             MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[left]}"),
             console=console,
-            transient=True,
-            disable=not console.is_terminal,
         )
-        self._task = self._bars.add_task("loading", total=None, epoch="-", numbers="")
+        self._live = SteadyLive(console, self._shown, REFRESHES)
+        self._task = self._bars.add_task("loading", total=None, epoch="-", left="")
 
     def __enter__(self) -> Display:
-        self._bars.start()
+        if self._console.is_terminal:
+            self._live.start()
         return self
 
     def __exit__(
@@ -59,30 +70,44 @@ class Display:
         self.stop()
 
     def stop(self) -> None:
-        self._bars.stop()
+        self._live.stop()
 
     def phase(self, name: str, total: int, epoch: int) -> None:
         # reset forgets the fields that it is not given
         self._bars.reset(
-            self._task, description=name, total=total, epoch=epoch, numbers=self._line()
+            self._task, description=name, total=total, epoch=epoch, left=self._time_left()
         )
+        if self._live.is_started:
+            self._live.refresh()  # some stages are over before the next one
 
     def advance(self, units: int) -> None:
-        self._bars.update(self._task, advance=units, numbers=self._line())
+        self._bars.update(self._task, advance=units, left=self._time_left())
 
     def show(self, metrics: Mapping[str, float]) -> None:
         self._numbers.update(metrics)
-        self._bars.update(self._task, numbers=self._line())
+        self._view.show(metrics)
 
     def say(self, text: str) -> None:
-        self._console.print(text)
+        alarm = text.lower().startswith("alarm")
+        self._console.print(text, style="bold red" if alarm else None, markup=False)
+        if alarm:
+            self._view.alarm(text)
+
+    def pictures(self, images: Tensor, epoch: int) -> None:
+        self._view.pictures(images, epoch)
 
     def epoch_done(self, epoch: int, epochs: int) -> None:
         now = time.monotonic()
         self._epochs_timed.append(now - self._epoch_start)
         self._epoch_start = now
         self._epochs = epochs
+        self._view.epoch_done()
         self._console.print(f"epoch {epoch}/{epochs}  {self._line()}")
+
+    def _shown(self) -> RenderableType:
+        """On a terminal: the bar of the present stage, as wide as there is room, and the view."""
+        self._bar.bar_width = max(5, min(30, self._console.width - BESIDE_THE_BAR))
+        return Group(self._bars, *self._view.parts())
 
     def _line(self) -> str:
         numbers = self._numbers
@@ -91,15 +116,18 @@ class Display:
             parts.append(f"reward {numbers['reward_mean']:.4f} +- {numbers['reward_std']:.4f}")
         if "loss" in numbers:
             parts.append(f"loss {numbers['loss']:.4g}")
-        if self._epochs_timed:
-            parts.append(f"{self._most}{_clock(self._left())} left")
+        if left := self._time_left():
+            parts.append(left)
         return "  ".join(parts)
 
-    def _left(self) -> float:
-        """Seconds, from the mean epoch so far."""
+    def _time_left(self) -> str:
+        """From the mean epoch so far."""
+        if not self._epochs_timed:
+            return ""
         mean = sum(self._epochs_timed) / len(self._epochs_timed)
         spent = time.monotonic() - self._epoch_start
-        return max(0.0, mean * (self._epochs - len(self._epochs_timed)) - spent)
+        seconds = mean * (self._epochs - len(self._epochs_timed)) - spent
+        return f"{self._most}{_clock(max(0.0, seconds))} left"
 
 
 def _clock(seconds: float) -> str:

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from dagflow import recipe
+from dagflow import PLUGIN_API, recipe
 from dagflow.cli import names
 from dagflow.cli.console import out
 from dagflow.plugins import (
@@ -41,6 +41,7 @@ def list_plugins(
     registry = load_plugins()
     if as_json:
         records = {
+            "plugin_api": PLUGIN_API,
             "plugins": [_record(item) for item in registry.provided],
             "broken": [vars(item) for item in registry.broken],
             "disabled": list(registry.disabled),
@@ -53,6 +54,7 @@ def list_plugins(
     for broken in registry.broken:
         _print_broken(broken, verbose)
     if verbose:
+        out.print("plugin API {}.{}".format(*PLUGIN_API))
         _print_costs(registry.costs)
 
 

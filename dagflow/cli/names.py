@@ -26,6 +26,11 @@ def prompts(incomplete: str) -> list[tuple[str, str]]:
     return _provided("prompts", incomplete)
 
 
+def trackers(incomplete: str) -> list[str]:
+    known = ("tensorboard", "trackio", "wandb", "none")
+    return [name for name in known if name.startswith(incomplete)]
+
+
 def _provided(kind: Kind, incomplete: str) -> list[tuple[str, str]]:
     return [
         (item.name, item.help)

@@ -7,7 +7,6 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,17 +14,15 @@ import typer
 
 from dagflow import RunError, UserError
 from dagflow.cli.console import err, out
+from dagflow.cli.evaluate import print_evaluation
 from dagflow.cli.launch import INTERRUPTED, Machines, is_launched, launch
 from dagflow.plugins import load_plugins
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from dagflow.config import Config
     from dagflow.engine.processes import Processes
-    from dagflow.outcome import Outcome
+    from dagflow.outcome import Outcome, Stopped
     from dagflow.prepare import Run
-    from dagflow.truth import Truth
 
 REQUESTS = ("SIGINT", "SIGTERM", "SIGUSR1")  # to save and end; schedulers send the latter two
 
@@ -53,6 +50,7 @@ def run(
     machines: Machines,
     profile: bool,
     resumed: Resumed | None = None,
+    pictures: bool | None = None,
 ) -> None:
     """Train. The main process resolves the configuration, and alone prints."""
     if is_launched():
@@ -61,17 +59,23 @@ def run(
         with processes() as group:
             resolved = group.from_main(resolve)
             group.wait_at_most(resolved.machine.patience)
-            _train(resolved, group, profile, resumed)
+            _train(resolved, group, profile, resumed, pictures)
         return
     resolved = resolve()
     if machines.processes * machines.nodes > 1:
         raise typer.Exit(launch(machines, _way_on(resolved.output)))
     from dagflow.engine.processes import ALONE
 
-    _train(resolved, ALONE, profile, resumed)
+    _train(resolved, ALONE, profile, resumed, pictures)
 
 
-def _train(resolved: Config, group: Processes, profile: bool, resumed: Resumed | None) -> None:
+def _train(
+    resolved: Config,
+    group: Processes,
+    profile: bool,
+    resumed: Resumed | None,
+    pictures: bool | None,
+) -> None:
     import torch
 
     from dagflow import train
@@ -80,7 +84,7 @@ def _train(resolved: Config, group: Processes, profile: bool, resumed: Resumed |
     from dagflow.prepare import prepare
     from dagflow.profiling import profiled
 
-    display = Display(err, resolved.stop_at_gain > 0) if group.is_main else None
+    display = Display(err, resolved.stop_at_gain > 0, pictures) if group.is_main else None
     profiles = None
     with display or nullcontext(), _stoppable(group.is_main) as stop_asked:
         registry, watcher = load_plugins(), display or Silent()
@@ -141,11 +145,10 @@ def _stoppable(prints: bool) -> Iterator[Callable[[], bool]]:
 
 
 def _summarise(run: Run, outcome: Outcome) -> None:
-    comparison, stopped = outcome.comparison, outcome.stopped
+    stopped = outcome.stopped
     if stopped is not None:
         out.print(
-            f"stopped   after epoch {stopped.epochs} of {run.config.epochs}: the reward rose by "
-            f"{stopped.gain:.2f} deviations (stop_at_gain = {run.config.stop_at_gain:g})"
+            f"stopped   after epoch {stopped.epochs} of {run.config.epochs}: {_why(run, stopped)}"
         )
     out.print(f"pictures  {run.folder / 'samples'}")
     out.print(f"metrics   {run.folder / 'metrics.jsonl'}")
@@ -153,40 +156,14 @@ def _summarise(run: Run, outcome: Outcome) -> None:
     out.print(f"{kind:<9} {outcome.checkpoint}")
     if run.config.objective.divergence is not None:
         out.print(f"beta      {outcome.beta:.4g} (found for {run.config.objective.beta})")
-    if comparison is not None:
+    if outcome.evaluation is not None:
         out.print(f"report    {run.folder / 'report.json'}")
-        if len(comparison.scores) > 1:
-            for label, scores in comparison.scores.items():
-                out.print(f"{label}: {_change(comparison.base_scores[label], scores)}")
-        change = _change(comparison.base_rewards, comparison.rewards)
-        out.print(f"reward on {len(comparison.rewards)} held-out seeds: {change}")
-        if "slope" in comparison.temperature:
-            out.print(_temperature(run, outcome))
-    if outcome.truth is not None:
-        out.print(_distances(outcome.truth))
+        print_evaluation(outcome.evaluation)
 
 
-def _temperature(run: Run, outcome: Outcome) -> str:
-    """The measured slope of log-density against reward, beside what it should become."""
-    assert outcome.comparison is not None
-    found = outcome.comparison.temperature
-    scale = 1 if run.learner.density == "sum" else prod(run.policy.latent_shape)
-    return (
-        f"slope of log-density against reward: {found['slope']:.4g} (in proportion: "
-        f"{outcome.beta * scale:.4g}), effective samples {found['ess']:.0%}"
-    )
-
-
-def _distances(truth: Truth) -> str:
-    """Of each set of samples from the known target."""
-    parts = (f"{name} {value.total_variation:.3f}" for name, value in truth.distances.items())
-    return f"total variation from the target: {', '.join(parts)}"
-
-
-def _change(base: Tensor, now: Tensor) -> str:
-    from dagflow.evaluate import standard_error
-
-    change, error = float((now - base).mean()), standard_error(now - base)
-    errors = f" ({abs(change) / error:.1f} standard errors)" if error else ""
-    means = f"base {float(base.mean()):.4f}, trained {float(now.mean()):.4f}"
-    return f"{means}, change {change:+.4f} +- {error:.4f}{errors}"
+def _why(run: Run, stopped: Stopped) -> str:
+    if not stopped.alarms:
+        gained = f"the reward rose by {stopped.gain:.2f} deviations"
+        return f"{gained} (stop_at_gain = {run.config.stop_at_gain:g})"
+    back = ", and went back to the checkpoint before it" if stopped.went_back else ""
+    return f"{stopped.alarms[0]} (alarms.action = {run.config.alarms.action}){back}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +19,8 @@ from dagflow.plugins import load_plugins
 if TYPE_CHECKING:
     from dagflow.config import Config
 
-CHANGEABLE = {"epochs", "stop_at_gain", "checkpoint", "evaluate", "machine"}  # when a run resumes
+# What may change when a run resumes:
+CHANGEABLE = {"epochs", "stop_at_gain", "checkpoint", "evaluate", "alarms", "machine", "tracking"}
 GROUP: dict[str, Any] = {"rich_help_panel": "Several processes"}
 
 
@@ -91,6 +93,22 @@ def train(
             help="Go on with an interrupted run, from its newest checkpoint or that of an epoch.",
         ),
     ] = None,
+    tracker: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Also log to tensorboard, trackio or wandb; may be repeated. none: to no other.",
+            autocompletion=names.trackers,
+        ),
+    ] = None,
+    pictures: Annotated[
+        bool | None,
+        typer.Option(
+            "--pictures/--no-pictures",
+            help="Show pictures meanwhile. Default: where the terminal has all colours.",
+            show_default=False,
+        ),
+    ] = None,
     num_processes: Annotated[
         int,
         typer.Option(min=1, help="Processes on this machine, such as one for each GPU.", **GROUP),
@@ -127,18 +145,20 @@ def train(
     Ctrl-C finishes the current step, saves, and says how to go on; a second one stops at once.
     """
     machines = Machines(num_processes, nnodes, node_rank, master_addr, master_port)
-    settings = setting or []
+    settings = [*_tracking(tracker), *(setting or [])]
     if resume is not None:
         given = [recipe, reward, eval_reward, objective, prompts, prompt, model, output, seed]
         if any(value is not None for value in given):
-            raise UserError("--resume takes the run's own configuration; only -s goes with it.")
+            raise UserError(
+                "--resume takes the run's own configuration; only -s goes with it, and --tracker."
+            )
         place = Resumed.named(resume)
-        run(lambda: _resumed(place.folder, settings), machines, profile, place)
+        run(lambda: _resumed(place.folder, settings), machines, profile, place, pictures)
         return
     tree = compose(recipe, reward, eval_reward, objective, prompts, prompt)
     given_values = {"model": model, "output": output and str(output), "seed": seed}
     tree |= {key: value for key, value in given_values.items() if value is not None}
-    run(lambda: _composed(tree, settings), machines, profile)
+    run(lambda: _composed(tree, settings), machines, profile, pictures=pictures)
 
 
 def compose(
@@ -170,6 +190,15 @@ def compose(
     if prompt:
         tree["prompts"] = {"name": "texts", "texts": prompt}
     return tree
+
+
+def _tracking(names: list[str] | None) -> list[str]:
+    """The setting that --tracker stands for."""
+    if names is None:
+        return []
+    if "none" in names and len(names) > 1:
+        raise UserError("--tracker none excludes all others.")
+    return [f"tracking.trackers={json.dumps([name for name in names if name != 'none'])}"]
 
 
 def _composed(tree: dict[str, Any], settings: list[str]) -> Config:

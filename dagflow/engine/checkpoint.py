@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,13 @@ def moment(checkpoint: Path) -> tuple[int, str, int]:
     found = NAME.fullmatch(checkpoint.name)
     assert found
     return int(found[1]), found[2] or "", int(found[3] or 0)
+
+
+def same(link: Path, found: Sequence[Path]) -> list[Path]:
+    """Those that hold the moment of a run that `link` leads to, or is a copy of."""
+    due = link / STATE
+    both = (path for path in found if due.is_file() and (path / STATE).is_file())
+    return [path for path in both if (path / STATE).read_bytes() == due.read_bytes()]
 
 
 def sweep(folder: Path) -> None:

@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from dagflow.errors import NotSaved
+
+Record = Mapping[str, float | int | str]
 
 
 class JsonLines:
     """One file of JSON objects, a line each; none in a process that does not write."""
 
-    def __init__(self, path: Path | None, length: int = 0) -> None:
-        """Open the file and forget what stands after `length` bytes."""
-        self.path = path
+    def __init__(
+        self, path: Path | None, length: int = 0, tell: Callable[[Record], None] | None = None
+    ) -> None:
+        """Open the file and forget what stands after `length` bytes; `tell` others each record."""
+        self.path, self._tell = path, tell
         if path:
             with path.open("ab") as file:
                 file.truncate(min(length, file.tell()))
 
-    def write(self, record: Mapping[str, float | int | str]) -> None:
+    def write(self, record: Record) -> None:
         """Raises NotSaved if the disk is full or cannot be written."""
         if not self.path:
             return
@@ -30,6 +34,8 @@ class JsonLines:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise NotSaved(f"{self.path} cannot be written: {error}") from error
+        if self._tell:
+            self._tell(record)
 
     def length(self) -> int:
         """Bytes on the disk."""

@@ -80,21 +80,25 @@ class StableDiffusionPolicy:
         channels, height, width = self.latent_shape
         return PolicySpec(channels, self.unet.config.cross_attention_dim, (height, width))
 
+    def scheduler(self) -> Any:
+        """diffusers' DDIMScheduler of this model, which a path is that of at eta = 1."""
+        from diffusers import DDIMScheduler
+
+        return DDIMScheduler.from_config(self.pipeline.scheduler.config, clip_sample=False)
+
     def path(self, num_inference_steps: int) -> GaussianPath:
         """The states of diffusers' DDIMScheduler with that many steps.
 
         A last step without noise has no density (set_alpha_to_one = True); the state before it is
         then the terminal one. Raises UserError if no step with a density remains.
         """
-        from diffusers import DDIMScheduler
-
         trained = self.pipeline.scheduler.config.num_train_timesteps
         if num_inference_steps >= trained:
             raise UserError(
                 f"{num_inference_steps} inference steps are too many: the model was trained with "
                 f"{trained}, of which a sampler can visit {trained - 1}."
             )
-        scheduler = DDIMScheduler.from_config(self.pipeline.scheduler.config, clip_sample=False)
+        scheduler = self.scheduler()
         scheduler.set_timesteps(num_inference_steps)
         stride = scheduler.config.num_train_timesteps // num_inference_steps
         times = scheduler.timesteps.tolist()

@@ -10,7 +10,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from dagflow.errors import UserError
+from dagflow import __version__
+from dagflow.errors import UserError, require_empty
 
 TEMPLATES = Path(str(resources.files("dagflow.scaffold") / "templates"))
 SUFFIX = ".jinja"
@@ -40,6 +41,7 @@ def words_for(distribution: str, kind: str) -> dict[str, Any]:
     plugin = re.sub(r"[-_.]+", "-", distribution[len(prefix) :]).lower()
     title = "".join(word.capitalize() for word in plugin.split("-"))
     return {
+        "dagflow": __version__,
         "distribution": distribution,
         "kind": kind,
         "module": module,
@@ -55,8 +57,7 @@ def write_project(words: dict[str, Any], folder: Path) -> list[Path]:
     All or nothing: it is written beside its place and then renamed. Returns the files, relative to
     the folder. Raises UserError if the folder is in use.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"'{folder}' exists and is not empty. Give another --output.")
+    require_empty(folder)
     files = render(words)
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)

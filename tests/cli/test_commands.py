@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dagflow import PLUGIN_API
 from tests.conftest import SHORT_OPTIONS
 
 
@@ -189,6 +190,8 @@ def test_list_plugins_names_everything_and_speaks_json(dagflow) -> None:
     assert "off     remote (by DAGFLOW_DISABLE_PLUGINS)" in narrow
     records = json.loads(dagflow("list-plugins", "--json").stdout)
     assert not records["broken"]
+    assert tuple(records["plugin_api"]) == PLUGIN_API
+    assert "plugin API {}.{}".format(*PLUGIN_API) in dagflow("list-plugins", "-v").stdout
     [file] = [item for item in records["plugins"] if item["name"] == "file"]
     assert file["kind"] == "prompts"
     assert file["options"] == {"path": "required"}

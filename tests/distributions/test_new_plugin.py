@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import dagflow
 from dagflow import UserError, scaffold
 from tests.distributions.wheels import SHORT, install_wheels, run_tests
 
@@ -82,6 +83,7 @@ def test_any_valid_name_makes_modules_that_compile(name: str, kind: str) -> None
             compile(text, str(path), "exec")
     project = tomllib.loads(files[Path("pyproject.toml")])
     assert project["project"]["name"] == name
+    assert project["project"]["dependencies"] == [f"dagflow-align>={dagflow.__version__}"]
     [(_, module)] = project["project"]["entry-points"]["dagflow"].items()
     assert {f"{module}.py", module} & {path.parts[0] for path in files}
 

@@ -78,7 +78,7 @@ def test_a_run_of_two_rewards_logs_each_and_resumes_to_the_same_numbers(
     changes = {"rewards": TWO, "evaluate": {"images": 2, "grid": 0, "rewards": MEASURED}}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     outcome = start(make_run(**changes, output=str(whole)))
-    assert outcome.comparison.scores.keys() == TWO.keys() | MEASURED.keys()
+    assert outcome.evaluation.comparison.trained.scores.keys() == TWO.keys() | MEASURED.keys()
 
     asked = {"phase": "", "count": 0}
 

@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 from dagflow import PluginError, RunError, UserError
-from dagflow.engine.checkpoint import SUMS, checkpoints, damage
+from dagflow.engine.checkpoint import BEST, SUMS, checkpoints, damage, point
 from dagflow.engine.scoring import Background, WeightedReward
 from dagflow.train import resume, start
 from tests.conftest import Silent
@@ -186,15 +186,17 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(make_run, tmp_path: Pa
     assert (folder / "latest").resolve().name == "epoch-0003"
 
 
-def test_a_run_goes_on_from_an_epoch_of_choice(make_run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["1", "best"])
+def test_a_run_goes_on_from_an_epoch_of_choice(make_run, tmp_path: Path, place: str) -> None:
     settings = {**QUIET, "checkpoint": {"keep": 4}}
     start(make_run(epochs=3, **settings))
     metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     with pytest.raises(UserError, match=r"no checkpoint 'epoch-0007'. There are: epoch-0001,"):
         resume(make_run(epochs=3, **settings), "7")
-    resume(make_run(epochs=3, **settings), "1")
-    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
     folder = tmp_path / "run" / "checkpoints"
+    point(folder / BEST, folder / "epoch-0001")
+    resume(make_run(epochs=3, **settings), place)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
     assert {path.name for path in folder.glob("aside-*")} == {
         "aside-epoch-0002",
         "aside-epoch-0003",

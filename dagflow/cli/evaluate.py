@@ -1,0 +1,161 @@
+"""`dagflow evaluate`, and what is said of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from dagflow import UserError
+from dagflow.cli import names, rewards
+from dagflow.cli.console import err, out, print_whole
+from dagflow.plugins import Registry, load_plugins
+
+if TYPE_CHECKING:
+    from dagflow.config import Config
+    from dagflow.outcome import Evaluation
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(evaluate)
+
+
+def evaluate(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN[@EPOCH]...", help="Run directories; the newest checkpoint, or of an epoch."
+        ),
+    ],
+    images: Annotated[
+        int | None,
+        typer.Option(min=1, help="Held-out seeds. Default: the run's evaluate.images, or 64."),
+    ] = None,
+    eval_reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A reward to measure, beside those of the run; may be repeated.",
+            autocompletion=names.rewards,
+        ),
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="In which diversity is measured: pixels, dino, clip, or the folder or hub id of "
+            "a vision model. Default: the run's evaluate.features."
+        ),
+    ] = None,
+) -> None:
+    """Hold a trained model against its base model: the same held-out prompts and noise for both.
+
+    Rewards with their intervals, win rate, diversity, drift, and statistics that no reward sees.
+    Writes report.json and pictures into the run directory, in place of those of an earlier
+    evaluation.
+
+    Examples:
+
+      dagflow evaluate runs/jpeg-compressibility-kl-001 --images 256
+
+      dagflow evaluate runs/a@5 runs/b --eval-reward clip-score --features dino
+    """
+    from dagflow.cli.display import Display
+    from dagflow.cli.run import Resumed
+    from dagflow.outcome import evaluate_checkpoint
+    from dagflow.prepare import prepare
+
+    registry = load_plugins()
+    places = [Resumed.named(text) for text in runs]
+    configs = [
+        _with(place.folder, images, eval_reward or [], features, registry) for place in places
+    ]
+    for place, config in zip(places, configs, strict=True):
+        with Display(err) as display:
+            evaluation = evaluate_checkpoint(prepare(config, registry, display), place.place)
+        out.print(f"[bold]{escape(str(place.folder))}[/bold]  {evaluation.numbers['checkpoint']}")
+        print_evaluation(evaluation)
+        out.print(f"report    {place.folder / 'report.json'}")
+        out.print(f"pictures  {place.folder / 'samples'}")
+
+
+def _with(
+    folder: Path,
+    images: int | None,
+    eval_rewards: list[str],
+    features: str | None,
+    registry: Registry,
+) -> Config:
+    """The run's configuration with what is to be measured now."""
+    from dagflow import config
+    from dagflow.folder import read_config
+
+    before = read_config(folder)
+    tree = before.model_dump(mode="json")
+    table = tree["evaluate"]
+    table["images"] = images or table["images"] or 64
+    table["features"] = features or table["features"]
+    more = rewards.tables(eval_rewards, registry)
+    if trained := [label for label in more if label in tree["rewards"]]:
+        raise UserError(
+            f"--eval-reward {trained[0]}: '{folder}' was trained on it; it is measured."
+        )
+    table["rewards"] |= more
+    return config.resolve(tree)
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """As a table and a few lines."""
+    from dagflow.alarms import Alarm
+
+    numbers = evaluation.numbers
+    print_whole(_table(numbers))
+    drift = numbers["drift"]
+    out.print(
+        f"drift from the base model: {drift['kl']:.4g} nats along the path, noise predictions "
+        f"{drift['noise_pred']:.3g}, latents {drift['latents']:.3g}"
+    )
+    for alarm in numbers["alarms"]:
+        err.print(f"[bold red]ALARM:[/bold red] {escape(str(Alarm(**alarm)))}.")
+    reward = numbers["reward"]
+    change, error = reward["trained"] - reward["base"], reward["standard_error_of_change"]
+    errors = f" ({abs(change) / error:.1f} standard errors)" if error else ""
+    out.print(
+        f"reward on {numbers['images']} held-out seeds: base {reward['base']:.4f}, trained "
+        f"{reward['trained']:.4f}, change {change:+.4f} +- {error:.4f}{errors}, "
+        f"better in {reward['win_rate']:.0%}"
+    )
+    temperature = numbers["temperature"]
+    if "slope" in temperature:
+        out.print(
+            f"slope of log-density against reward: {temperature['slope']:.4g} (in proportion: "
+            f"{temperature['due']:.4g}), effective samples {temperature['ess']:.0%}"
+        )
+    if evaluation.truth is not None:
+        distances = evaluation.truth.distances.items()
+        parts = (f"{name} {value.total_variation:.3f}" for name, value in distances)
+        out.print(f"total variation from the target: {', '.join(parts)}")
+
+
+def _table(numbers: Mapping[str, Any]) -> Table:
+    """Base against trained, a row for each thing measured."""
+    table = Table("", "base", "trained", "change", box=None, padding=(0, 2, 0, 0))
+    for label, reward in numbers["rewards"].items():
+        error = reward["standard_error_of_change"]
+        change = f"{reward['trained'] - reward['base']:+.4f} +- {error:.4f}"
+        _row(table, label if reward["trained_on"] else f"{label} (measured)", reward, change)
+    for name in ("diversity", "vendi"):
+        pair = numbers[name]
+        if pair["base"] is not None:
+            change = f"{pair['trained'] / pair['base'] - 1:+.1%}" if pair["base"] else ""
+            _row(table, name, pair, change)
+    for name, look in numbers["statistics"].items():
+        _row(table, name.replace("_", " "), look, f"{look['shift']:+.2f} deviations")
+    return table
+
+
+def _row(table: Table, name: str, pair: Mapping[str, float], change: str) -> None:
+    table.add_row(escape(name), f"{pair['base']:.4f}", f"{pair['trained']:.4f}", change)

@@ -1,0 +1,125 @@
+"""A folder of a trained LoRA for diffusers, for programs that read kohya's names, and for a hub."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from dagflow import folder as run_folder
+from dagflow.card import KOHYA, LORA, Trained, Wishes, card
+from dagflow.config import Config
+from dagflow.draw import draw
+from dagflow.engine import checkpoint, pictures
+from dagflow.engine.prompts import heldout_prompts
+from dagflow.errors import UserError, require_empty
+from dagflow.plugins import Registry
+from dagflow.policies.loading import default_device, load_pipeline, load_policy
+from dagflow.policies.stable_diffusion import StableDiffusionPolicy
+from dagflow.prepare import load_prompts
+
+CARD = "README.md"
+SHOWN = 4  # prompts of the card's example
+
+
+def find(run: Path, place: str, say: Callable[[str], None]) -> Trained:
+    """A checkpoint of a run whose LoRA other programs can load. Raises UserError."""
+    config = run_folder.read_config(run)
+    family, colon, _ = config.model.partition(":")
+    if colon and family in ("ddpm", "world"):
+        raise UserError(
+            f"'{run}' trained {config.model}, and no other program loads what is trained of a "
+            f"`{family}:` model. `dagflow sample {run}` draws with it, and the weights are in "
+            f"{run}/checkpoints."
+        )
+    chosen = run_folder.whole_checkpoint(run, place, say)
+    newest = checkpoint.folders(run / "checkpoints")[-1]
+    return Trained(run, chosen, chosen == newest, config)
+
+
+def example_prompts(config: Config, registry: Registry) -> tuple[str, ...]:
+    """The first held-out prompts of a run."""
+    source, prompts = load_prompts(config, registry)
+    shown = heldout_prompts(config.prompts.name, source, prompts)
+    return tuple(dict.fromkeys(prompt.text for prompt in shown))[:SHOWN]
+
+
+def export(
+    trained: Trained, wishes: Wishes, registry: Registry, output: Path, draws: bool
+) -> list[Path]:
+    """Write the folder, whole or not at all; returns its files, relative to it.
+
+    `draws`: the pictures of the card's example too, which takes the base model; so does a fused
+    pipeline. Raises UserError if the output is in use or the base model cannot be had.
+    """
+    require_empty(output)
+    output = output.absolute()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".dagflow-", dir=output.parent) as beside:
+        partial = Path(beside) / output.name
+        partial.mkdir()
+        if wishes.fused:
+            _fuse(trained, partial)
+        else:
+            _copy_lora(trained, partial)
+        _copy_pictures(trained, partial / "samples")
+        drawn = _draw(trained, wishes, partial) if draws else []
+        text = card(trained, wishes, registry, drawn)
+        (partial / CARD).write_text(text, encoding="utf-8")
+        if output.exists():
+            output.rmdir()
+        partial.rename(output)
+    return sorted(path.relative_to(output) for path in output.rglob("*") if path.is_file())
+
+
+def _copy_lora(trained: Trained, folder: Path) -> None:
+    shutil.copyfile(trained.checkpoint / LORA, folder / LORA)
+    save_file(kohya(load_file(folder / LORA), trained.config.lora.alpha), folder / KOHYA)
+
+
+def kohya(state: dict[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
+    """peft's matrices by kohya's names, lora_unet_..., with the alpha that they were trained with.
+
+    diffusers' own conversion takes the rank for alpha.
+    """
+    from diffusers.utils import convert_state_dict_to_kohya
+
+    return {
+        name: torch.tensor(float(alpha)) if name.endswith(".alpha") else tensor.contiguous()
+        for name, tensor in convert_state_dict_to_kohya(state).items()
+    }
+
+
+def _fuse(trained: Trained, folder: Path) -> None:
+    """The pipeline with W + alpha / rank B A in place of W, in float32."""
+    policy = StableDiffusionPolicy(
+        load_pipeline(trained.config.model, torch.float32), torch.device("cpu"), guidance_scale=1.0
+    )
+    policy.load_weights(trained.checkpoint)
+    policy.pipeline.scheduler = policy.scheduler()
+    policy.pipeline.fuse_lora()
+    policy.pipeline.unload_lora_weights()
+    policy.pipeline.save_pretrained(folder)
+
+
+def _copy_pictures(trained: Trained, folder: Path) -> None:
+    for name in trained.pictures():
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(trained.run / "samples" / name, folder / name)
+
+
+def _draw(trained: Trained, wishes: Wishes, folder: Path) -> list[str]:
+    """What the card's example draws, by files in samples/."""
+    config, rollout = trained.config, trained.config.rollout
+    policy = load_policy(config.model, config.dtype, default_device(), rollout.guidance_scale)
+    policy.load_weights(trained.checkpoint)
+    count = len(wishes.prompts)
+    images = draw(policy, wishes.prompts, rollout.num_inference_steps, count, 0)
+    names = [f"samples/{number:04d}.png" for number in range(count)]
+    for name, image in zip(names, images, strict=True):
+        pictures.save(pictures.to_pil(image), folder / name)
+    return names
