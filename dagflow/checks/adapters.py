@@ -89,7 +89,8 @@ def given(patient: Patient, lora: Path) -> Finding:
     try:
         policy.load_weights(folder)
     except UserError as error:
-        return failed(f"{error}{_prefixes(names)}", _rename(policy))
+        said = str(error).rstrip(".")
+        return failed(f"{said}{_prefixes(names)}", _rename(policy))
     taken = policy.weights()
     effect = rms(prediction(patient, policy) - plain) / rms(plain)
     own = policy.read_weights(folder)

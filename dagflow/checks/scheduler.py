@@ -52,7 +52,8 @@ def noise_levels(patient: Patient) -> Finding:
     try:
         path = patient.policy.path(steps)
     except UserError as error:
-        return failed(str(error).rstrip("."), _way_out(patient, patient.policy, steps))
+        said = str(error).rstrip(".").partition("; give ")[0]  # another may be no way out
+        return failed(said, _way_out(patient, patient.policy, steps))
     patient.path = path
     config = scheduler_config(patient) or {}
     first = float(path.alpha[0])

@@ -44,7 +44,7 @@ def here(
                 maker_of(patient.registry, kind, name, table)()
         except weights.Missing as error:
             commands = " && ".join(map(weights.pull_command, missing))
-            return failed(str(error), f"run {commands}")
+            return failed(str(error).rstrip("."), f"run {commands}")
     present = [(file, path) for file in files if (path := weights.find(file))]
     for file, path in present:
         try:
