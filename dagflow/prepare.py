@@ -125,7 +125,7 @@ def prepare(
     make_measured = _reward_makers(config.evaluate.rewards, registry)
     if twice := sorted(config.rewards.keys() & config.evaluate.rewards.keys()):
         raise UserError(f"'{twice[0]}' is trained on; give the measured one another label.")
-    make_objective = _maker(registry, "objective", config.objective.name, config.objective)
+    make_objective = maker_of(registry, "objective", config.objective.name, config.objective)
     source, prompts = load_prompts(config, registry)
 
     device = default_device()
@@ -147,7 +147,7 @@ def prepare(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         objective = make_objective(policy.spec)
-    _check_needs(config, objective.needs, prompts)
+    check_needs(config, objective.needs, prompts)
     _check_processes(config, processes)
     config = _within_budget(config, objective.needs)
     learner = make_learner(
@@ -203,7 +203,7 @@ def _within_budget(config: Config, needs: Needs) -> Config:
     return config.model_copy(update={"epochs": budget // each})
 
 
-def _check_needs(config: Config, needs: Needs, prompts: Sequence[Prompt]) -> None:
+def check_needs(config: Config, needs: Needs, prompts: Sequence[Prompt]) -> None:
     """Raise UserError if the objective cannot do with the data that it would get."""
     name, replay = config.objective.name, config.replay
     if needs.on_policy and (replay.share or replay.backward):
@@ -256,7 +256,7 @@ def _reward_makers(
     tables: Mapping[str, RewardTable], registry: Registry
 ) -> dict[str, Callable[[], Any]]:
     return {
-        label: _maker(registry, "reward", table.name or label, table)
+        label: maker_of(registry, "reward", table.name or label, table)
         for label, table in tables.items()
     }
 
@@ -265,10 +265,10 @@ def _build(
     tables: Mapping[str, RewardTable], makers: Mapping[str, Callable[[], Any]], device: torch.device
 ) -> tuple[WeightedReward, ...]:
     built = {label: place(makers[label](), device) for label in tables}
-    return tuple(_weighted(label, built[label], table) for label, table in tables.items())
+    return tuple(weighted(label, built[label], table) for label, table in tables.items())
 
 
-def _weighted(label: str, reward: Reward, table: RewardTable) -> WeightedReward:
+def weighted(label: str, reward: Reward, table: RewardTable) -> WeightedReward:
     overlaps = hasattr(reward, "concurrency")
     return WeightedReward(
         label,
@@ -297,10 +297,10 @@ def load_prompts(config: Config, registry: Registry) -> tuple[PromptSource, tupl
     name, colon, path = table.name.partition(":")
     if colon:
         table = table.model_copy(update={"path": path})
-    source: PromptSource = _maker(registry, "prompts", name, table)()
+    source: PromptSource = maker_of(registry, "prompts", name, table)()
     return source, as_prompts(name, source)
 
 
-def _maker(registry: Registry, kind: Kind, name: str, table: OpenTable) -> Callable[..., Any]:
+def maker_of(registry: Registry, kind: Kind, name: str, table: OpenTable) -> Callable[..., Any]:
     """For what a table of the configuration names, with the options beside the name."""
     return registry.maker(kind, name, table.options, beside=type(table).model_fields)

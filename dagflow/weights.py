@@ -8,6 +8,8 @@ import re
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,6 +22,12 @@ CHUNK = 1 << 20  # bytes
 SHA256 = re.compile("[0-9a-f]{64}")
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+_nothing_fetched: ContextVar[bool] = ContextVar("nothing_fetched", default=False)
+
+
+class Missing(UserError):
+    """A file that is not on this machine, where nothing may be fetched."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +86,21 @@ def locate(file: WeightFile, folder: str = "") -> Path:
         return _own(file, Path(folder).expanduser())
     path = find(file)
     if path is None:
+        if _nothing_fetched.get():
+            raise Missing(f"{file.name} is not on this machine: run `{pull_command(file)}`.")
         return pull(file)
     check(file, path)
     return path
+
+
+@contextmanager
+def nothing_fetched() -> Iterator[None]:
+    """Inside this context `locate` raises Missing rather than fetch a file."""
+    token = _nothing_fetched.set(True)
+    try:
+        yield
+    finally:
+        _nothing_fetched.reset(token)
 
 
 def find(file: WeightFile) -> Path | None:
@@ -111,8 +131,8 @@ def pull(file: WeightFile, progress: Callable[[int], None] | None = None) -> Pat
         reason = described(error).splitlines()[0].rstrip(".")
         raise UserError(
             f"{file.name} ({megabytes(file.size)}) is not on this machine, and could not be "
-            f"fetched from {file.source}: {reason}. With a network, `{_command(file)}` fetches it; "
-            f"or set {VARIABLE} to a folder that holds {file.name}."
+            f"fetched from {file.source}: {reason}. With a network, `{pull_command(file)}` fetches "
+            f"it; or set {VARIABLE} to a folder that holds {file.name}."
         ) from None
     check(file, path)
     return path
@@ -124,7 +144,7 @@ def check(file: WeightFile, path: Path) -> str:
     if expected and (wrong := _difference(path, expected, file)):
         raise UserError(
             f"{path} is not the {file.filename} that was published: {wrong}. Delete "
-            f"{path.resolve()} and run `{_command(file)}`."
+            f"{path.resolve()} and run `{pull_command(file)}`."
         )
     return expected
 
@@ -135,7 +155,8 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB" if size < 1e9 else f"{size / 1e9:,.2f} GB"
 
 
-def _command(file: WeightFile) -> str:
+def pull_command(file: WeightFile) -> str:
+    """What a user runs to have it."""
     return f"dagflow weights pull {shlex.quote(file.name)}"
 
 

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from dagflow import UserError
 from dagflow import recipe as recipe_file
 from dagflow.cli import names
-from dagflow.cli.console import err, out
+from dagflow.cli.console import err, out, print_whole
+from dagflow.cli.train import compose
 from dagflow.plugins import Registry, load_plugins
 
 if TYPE_CHECKING:
+    from dagflow.checks.result import Check, Result, Status
     from dagflow.config import Config
-    from dagflow.estimate import Estimate
 
 PACKAGES = ("torch", "diffusers", "peft", "accelerate", "transformers", "open_clip_torch")
-GIGABYTE, TERA = 2**30, 1e12
+STYLES: dict[Status, str] = {
+    "ok": "green",
+    "warning": "yellow",
+    "failed": "bold red",
+    "skipped": "dim",
+}
+GIGABYTE = 2**30
+COUNTING: dict[str, Any] = {"rich_help_panel": "With --estimate"}
 
 
 def register(app: typer.Typer) -> None:
@@ -26,53 +41,138 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(
-    estimate: Annotated[
+    recipe: Annotated[
         str | None,
-        typer.Option(
-            metavar="RECIPE",
-            help="Predict the memory and the hours of this recipe, or TOML file.",
+        typer.Argument(
+            help="A recipe's name or a TOML file to check. Default: tiny.",
             autocompletion=names.recipes,
+            show_default=False,
         ),
     ] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="Devices that share the run.")] = 1,
-    tflops: Annotated[
-        float | None,
+    reward: Annotated[
+        list[str] | None,
         typer.Option(
-            min=0.001,
-            help="Tera-FLOPs a second that a device achieves. Default: timed on this machine.",
+            metavar="NAME[:ARGUMENT][=WEIGHT]",
+            help="Check this reward in place of the recipe's; may be repeated.",
+            autocompletion=names.rewards,
+        ),
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="As for train.", autocompletion=names.objectives)
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="As for train.", autocompletion=names.prompts)
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Check this model, as for train.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where the run would write. Default: under runs/.")
+    ] = None,
+    lora: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN|FOLDER",
+            help="Check that this LoRA, or a run's newest, fits the model and changes it.",
         ),
     ] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option("-s", "--set", metavar="KEY.PATH=VALUE", help="A setting, as for train."),
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    estimate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            help="Predict memory and hours of this recipe, or TOML file; check nothing.",
+            autocompletion=names.recipes,
+        ),
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="Devices that share the run.", **COUNTING)] = 1,
+    tflops: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="Tera-FLOPs a second that a device achieves. Default: timed on this machine.",
+            **COUNTING,
+        ),
+    ] = None,
 ) -> None:
-    """Show what dagflow finds on this machine, or what a run will need.
+    """Check the machine, plugins, weights, a model and the mathematics of a run on it.
 
     Examples:
 
       dagflow doctor
 
-      dagflow doctor --estimate tiny
+      dagflow doctor paper-aesthetic -s rollout.num_inference_steps=10
+
+      dagflow doctor --model PATH/TO/PIPELINE --reward my-reward
+
+      dagflow doctor --lora runs/jpeg-compressibility-kl-001
 
       dagflow doctor --estimate paper-aesthetic --gpus 8 --tflops 100
 
-    An A100 achieves some 100 tera-FLOPs a second in bfloat16, a third of what it is sold for.
+    Exit code 0 if nothing failed, 1 if a check did, 2 for wrong input. An A100 achieves some 100
+    tera-FLOPs a second in bfloat16, a third of what it is sold for.
     """
     from dagflow import config
 
-    registry = load_plugins()
-    if estimate is None and (setting or tflops or gpus > 1):
-        raise UserError("--gpus, --tflops and -s go with --estimate RECIPE.")
-    if estimate is None:
-        _show_machine(registry)
+    if estimate is None and (tflops or gpus > 1):
+        raise UserError("--gpus and --tflops go with --estimate RECIPE.")
+    chosen = (recipe, reward, objective, prompts, model, output, lora)
+    if estimate is not None:
+        if any(chosen) or as_json:
+            raise UserError("with --estimate RECIPE go --gpus, --tflops and -s alone.")
+        from dagflow.cli.estimate import show_estimate
+
+        tree = recipe_file.read_recipe(estimate)
+        config.override(tree, setting or [])
+        show_estimate(config.resolve(tree), load_plugins(), gpus, tflops)
         return
-    tree = recipe_file.read_recipe(estimate)
+    if lora is not None and recipe is None and (lora / "config.toml").is_file():
+        recipe = str(lora / "config.toml")
+    tree = compose(recipe, reward, None, objective, prompts, None)
+    tree |= {"model": model} if model is not None else {}
     config.override(tree, setting or [])
-    _show_estimate(config.resolve(tree), registry, gpus, tflops)
+    _check(config.resolve(tree), output, lora, as_json)
 
 
-def _show_machine(registry: Registry) -> None:
+def _check(resolved: Config, output: Path | None, lora: Path | None, as_json: bool) -> None:
+    from dagflow.checks.patient import Patient
+    from dagflow.checks.runner import all_checks
+    from dagflow.policies.loading import default_device
+
+    registry = load_plugins()
+    folder = (output or Path(resolved.output or "runs")).absolute()
+    patient = Patient(resolved, registry, default_device(), folder)
+    results = _examined(patient, all_checks(patient, lora))
+    if as_json:
+        failed = any(result.status == "failed" for result in results)
+        record = {"ok": not failed, "checks": [asdict(result) for result in results]}
+        typer.echo(json.dumps(record, indent=2))
+    else:
+        out.print(_machine(registry))
+        _print(results)
+    if any(result.status == "failed" for result in results):
+        raise typer.Exit(1)
+
+
+def _examined(patient: Any, checks: Sequence[Check]) -> list[Result]:
+    """All answers, behind a bar."""
+    from dagflow.checks.runner import examine
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30))
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
+        task = bars.add_task("checking", total=None)
+        patient.progress = lambda units: bars.advance(task, units)
+
+        def begins(check: Check, steps: int) -> None:
+            name = escape(f"{check.group}: {check.name}")
+            bars.reset(task, description=name, total=steps or None)
+
+        return list(examine(patient, list(checks), begins))
+
+
+def _machine(registry: Registry) -> Table:
     import os
     import platform
     from importlib.metadata import PackageNotFoundError, version
@@ -93,56 +193,27 @@ def _show_machine(registry: Registry) -> None:
         for k in range(torch.cuda.device_count())
     ]
     table.add_row("GPU", "\n".join(devices) or "none: the embedded model and worlds run without")
-    broken = [f"{item.entry_point}: {item.reason}" for item in registry.broken]
-    table.add_row("plugins", "\n".join(broken) or "all load")
-    out.print(table)
+    return table
 
 
-def _show_estimate(resolved: Config, registry: Registry, gpus: int, tflops: float | None) -> None:
-    import torch
+def _print(results: Sequence[Result]) -> None:
+    from dagflow.checks.result import GROUPS
 
-    from dagflow.estimate import estimate, timed
-    from dagflow.policies.shapes import Shapes
-
-    shapes = Shapes(resolved)
-    table = resolved.objective
-    maker = registry.maker("objective", table.name, table.options, beside=type(table).model_fields)
-    with torch.device("meta"):
-        found = estimate(resolved, shapes, maker(shapes.spec), gpus)
-    seconds = None
-    if tflops is None:
-        if not resolved.rewards:
-            raise UserError(
-                "to time it, a recipe needs a reward, such as -s rewards.aesthetic.weight=1; or "
-                "give --tflops."
-            )
-        from dagflow.cli.display import Display
-        from dagflow.prepare import prepare
-
-        with Display(err) as display:
-            seconds = timed(prepare(resolved, registry, display))
-    _print_work(found, seconds)
-    _print_memory(found)
-    hours = found.hours(tflops * TERA) if tflops else found.hours_timed(seconds or {})
-    how = f"at {tflops:g} tera-FLOPs a second, rewards left out" if tflops else "as timed here"
-    shown = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
-    out.print(f"[bold]time[/bold]    {shown} on {gpus} device{'s' * (gpus > 1)}, {how}")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("", "check", "found", "limit"):
+        table.add_column(heading, overflow="fold")
+    for group in GROUPS:
+        table.add_row("", f"[bold]{group}[/bold]")
+        for result in results:
+            if result.group == group:
+                table.add_row(*_cells(result))
+    print_whole(table)
+    counts = Counter(result.status for result in results)
+    out.print(", ".join(f"{counts[status]} {status}" for status in STYLES if counts[status]))
 
 
-def _print_work(found: Estimate, seconds: dict[str, float] | None) -> None:
-    table = Table("work", "an epoch", "in all", "tera-FLOPs each", box=None)
-    if seconds:
-        table.add_column("ms each")
-    for name, unit in found.units.items():
-        each = f"{unit.flops / TERA:.3g}" if unit.flops else "?"
-        row = [name, f"{unit.each_epoch:,}", f"{unit.count(found.epochs):,}", each]
-        table.add_row(*row, *([f"{1000 * seconds[name]:.2f}"] if seconds else []))
-    out.print(table)
-
-
-def _print_memory(found: Estimate) -> None:
-    table = Table("memory of a device, without rewards", "MB", box=None)
-    for name, size in found.bytes.items():
-        table.add_row(name, f"{size / 2**20:,.0f}")
-    table.add_row("[bold]peak, at least[/bold]", f"[bold]{found.peak_bytes / 2**20:,.0f}[/bold]")
-    out.print(table)
+def _cells(result: Result) -> tuple[str, ...]:
+    style, found = STYLES[result.status], escape(result.found)
+    if result.change:
+        found += f"\n[bold]Change[/bold] {escape(result.change)}."
+    return f"[{style}]{result.status}[/{style}]", escape(result.name), found, escape(result.limit)

@@ -155,6 +155,21 @@ def train(
         place = Resumed.named(resume)
         run(lambda: _resumed(place.folder, settings), machines, profile, place, pictures)
         return
+    tree = compose(recipe, reward, eval_reward, objective, prompts, prompt)
+    given_values = {"model": model, "output": output and str(output), "seed": seed}
+    tree |= {key: value for key, value in given_values.items() if value is not None}
+    run(lambda: _composed(tree, settings), machines, profile, pictures=pictures)
+
+
+def compose(
+    recipe: str | None,
+    reward: list[str] | None,
+    eval_reward: list[str] | None,
+    objective: str | None,
+    prompts: str | None,
+    prompt: list[str] | None,
+) -> dict[str, Any]:
+    """The tree of a recipe with what the command line names in its place."""
     if prompts and prompt:
         raise UserError("--prompts and --prompt exclude each other.")
     tree = recipe_file.read_recipe(recipe or recipe_file.DEFAULT)
@@ -174,9 +189,7 @@ def train(
         use(tree, "prompts", prompts, source.options)
     if prompt:
         tree["prompts"] = {"name": "texts", "texts": prompt}
-    given_values = {"model": model, "output": output and str(output), "seed": seed}
-    tree |= {key: value for key, value in given_values.items() if value is not None}
-    run(lambda: _composed(tree, settings), machines, profile, pictures=pictures)
+    return tree
 
 
 def _tracking(names: list[str] | None) -> list[str]:

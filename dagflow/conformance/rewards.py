@@ -14,6 +14,14 @@ from torch import Tensor, nn
 
 from dagflow.conformance.contract import Contract, advise
 from dagflow.errors import raised
+from dagflow.reward_rules import (
+    TOLERANCE,
+    moved_by_company,
+    moved_by_time,
+    not_finite,
+    room,
+    wrong_shape,
+)
 from dagflow.types import Prompt, Reward
 
 SIDE = 32
@@ -36,49 +44,24 @@ class RewardContract(Contract):
 
     kind = "reward"
     metadata: ClassVar[Mapping[str, Any]] = {}
-    tolerance: ClassVar[float] = 0.01
+    tolerance: ClassVar[float] = TOLERANCE
     _built: ClassVar[dict[type, Reward]] = {}
 
     def test_returns_one_float_for_each_image(self) -> None:
         scores = self._raw(images(), self.prompts(), "images of 32 x 32 pixels")
-        if not isinstance(scores, Tensor):
-            advise(
-                f"{self.label} returned {type(scores).__name__}, not a tensor. Return "
-                f"torch.tensor(scores, dtype=torch.float32)."
-            )
-        if scores.shape != (len(TEXTS),):
-            advise(
-                f"{self.label} returned the shape {tuple(scores.shape)} for {len(TEXTS)} images, "
-                f"not ({len(TEXTS)},). Return one number for each image: take means over "
-                f"dimensions 1, 2 and 3 only, and squeeze(1) what a head returns."
-            )
-        if scores.dtype not in (torch.float32, torch.float64):
-            advise(
-                f"{self.label} returned {scores.dtype}, not float32. Whole numbers and half "
-                f"precision make ties of scores that differ: call .float() before the last steps."
-            )
+        if wrong := wrong_shape(scores, len(TEXTS)):
+            advise(f"{self.label} {wrong}")
 
     def test_scores_are_finite(self) -> None:
         for what, image in plain_images().items():
             scores = self.score(image, self.prompts()[:1], what)
-            if not scores.isfinite().all():
-                advise(
-                    f"{self.label} returned {scores.tolist()} for {what}. A run stops at such a "
-                    f"value: guard logarithms, and divisions by a norm or deviation (+ 1e-8)."
-                )
+            if wrong := not_finite(scores, what):
+                advise(f"{self.label} {wrong}")
 
     def test_score_does_not_depend_on_the_neighbours(self) -> None:
-        together = self.score(images(), self.prompts(), "a batch")
-        for k in range(len(TEXTS)):
-            alone = self.score(images()[k : k + 1], self.prompts()[k : k + 1], "one image")
-            if not self._near(alone, together[k : k + 1], together):
-                advise(
-                    f"{self.label} gave an image {float(alone):.6g} on its own and "
-                    f"{float(together[k]):.6g} in a batch. Batches are cut as memory allows, so "
-                    f"the target would depend on the machine. Move any normalisation over the "
-                    f"batch out of the reward (use the objective's option, or fixed numbers), "
-                    f"call .eval(), and look at each image with its own prompt only."
-                )
+        measured = moved_by_company(self.score, images(), self.prompts(), self.tolerance)
+        if not measured.kept:
+            advise(f"{self.label} {measured.advice}")
 
     def test_order_of_the_batch_is_kept(self) -> None:
         order = [3, 0, 5, 1, 4, 2]
@@ -92,15 +75,9 @@ class RewardContract(Contract):
             )
 
     def test_same_input_same_score(self) -> None:
-        first = self.score(images(), self.prompts(), "a batch")
-        self.score(1 - images()[:2], self.prompts()[:2], "other images")
-        again = self.score(images(), self.prompts(), "the same batch once more")
-        if not torch.equal(first, again):
-            advise(
-                f"{self.label} scored the same batch twice and differed by "
-                f"{float((first - again).abs().max()):.3g}. Draw no random numbers (dropout, "
-                f"crops, augmentation), keep no running statistics between calls."
-            )
+        measured = moved_by_time(self.score, images(), self.prompts())
+        if not measured.kept:
+            advise(f"{self.label} {measured.advice}")
 
     def test_same_score_after_a_restart(self) -> None:
         first = self.score(images(), self.prompts(), "a batch")
@@ -214,9 +191,7 @@ class RewardContract(Contract):
             )
 
     def _near(self, found: Tensor, due: Tensor, scores: Tensor) -> bool:
-        spread = float(scores.max() - scores.min())
-        allowed = self.tolerance * spread + 1e-5 * float(scores.abs().max())
-        return float((found - due).abs().max()) <= allowed
+        return float((found - due).abs().max()) <= room(scores, self.tolerance)
 
 
 def _checked(scores: Any) -> Tensor:

@@ -78,16 +78,16 @@ def _whole_trajectories(
     parts, total = window.parts(learner.settings.microbatch_size), window.total
     idle = learner.processes.passes(len(parts)) - len(parts)
     once = len(parts) == 1 and not learner.processes.lockstep
-    together = _policy(learner, window, current) if once else None
+    together = pass_rows(learner, window, current) if once else None
     with torch.no_grad():
-        log_pf = [(together or _policy(learner, part, current)).log_pf for part in parts]
+        log_pf = [(together or pass_rows(learner, part, current)).log_pf for part in parts]
         _idle(learner, window, idle)
     if current:
         current.settle()
     slopes = _slopes(learner, window, log_pf, metrics)
     for part, slope in zip(parts, slopes, strict=True):
         with traced("update"):
-            passed = together or _policy(learner, part, None)
+            passed = together or pass_rows(learner, part, None)
             through_policy = (passed.log_pf * slope["log_pf"]).sum()
             through_flow = _through_flow(learner, part, slope)
             penalty = _penalty(learner, part, passed.guided, total, metrics)
@@ -107,7 +107,7 @@ def _single_transitions(
     idle = learner.processes.passes(len(parts)) - len(parts)
     for part in reversed(parts):
         with traced("update"):
-            passed = _policy(learner, part, current)
+            passed = pass_rows(learner, part, current)
             if current:
                 current.complete(part)
             leaf = passed.log_pf.detach().requires_grad_()
@@ -125,7 +125,7 @@ def _single_transitions(
 def _idle(learner: Learner, window: Window, count: int) -> None:
     """Passes that others need this process to make, and that count for nothing."""
     for _ in range(count):
-        passed = _policy(learner, window.part(torch.zeros(1, 2, dtype=torch.int64)), None)
+        passed = pass_rows(learner, window.part(torch.zeros(1, 2, dtype=torch.int64)), None)
         if torch.is_grad_enabled():
             (0 * passed.guided.sum()).backward()
 
@@ -152,7 +152,7 @@ def warm_up(learner: Learner, window: Window) -> dict[str, float]:
     return _step(learner, learner.processes.share(gradients), [])
 
 
-def _policy(learner: Learner, part: Window, current: CurrentPotentials | None) -> Passed:
+def pass_rows(learner: Learner, part: Window, current: CurrentPotentials | None) -> Passed:
     """The network as it is now at the states where some rows begin; `current` may look too."""
     policy, trajectories = learner.policy, part.trajectories
     b, i = part.places()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dagflow.engine.transitions import cut
-from dagflow.engine.update import _policy, update, warm_up
+from dagflow.engine.update import pass_rows, update, warm_up
 from dagflow.engine.window import as_trajectories, numbers
 from dagflow.types import Needs
 from tests.conftest import first_window, short_config
@@ -38,7 +38,7 @@ def test_gradients_equal_those_of_one_plain_autograd_pass(make_run, name, densit
     shake(run)
     learner = run.learner
     parameters = [*run.policy.parameters(), *learner.objective_parameters]
-    log_pf, prediction = _policy(learner, window, None)
+    log_pf, prediction = pass_rows(learner, window, None)
     flat = numbers(learner, window, log_pf, None)
     loss = learner.objective(as_trajectories(learner, window, flat))[0].mean()
     b, i = window.rows.unbind(1)

@@ -176,18 +176,6 @@ def test_a_directory_has_one_run_at_a_time(begin: Begin, tmp_path: Path, process
     assert run.poll() is None
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 3 MB; skips where this user cannot mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def test_a_full_disk_costs_nothing_that_was_saved(begin: Begin, small_disk: Path) -> None:
     output = str(small_disk / "run")
     run = begin(*WORLD, "-s", "epochs=30", "--output", output)
