@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -45,6 +46,11 @@ SHORT_OPTIONS = [
 ]
 
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
 WITHOUT_FLOW = {"tb", "vargrad", "rtb", "ddpo", "grpo"}
 
 
@@ -157,3 +163,16 @@ def first_window(run: Run) -> Window:
     beta = run.config.objective.beta
     levels = zero_levels(run.path.steps)
     return Window(data.trajectories, data.potentials, run.path, rows, beta, beta, levels)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """The machine's Chromium, headless; it asks nothing of the network by itself."""
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as running:
+        chromium = running.chromium.launch(executable_path=program, args=FLAGS)
+        yield chromium
+        chromium.close()

@@ -22,11 +22,6 @@ from tools.reference.__main__ import PAGES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 LINKS = {"a": "href", "area": "href"}
 RESOURCES = {
     **dict.fromkeys(("script", "img", "iframe", "audio", "video", "source", "embed"), "src"),
@@ -126,18 +121,6 @@ def test_every_page_is_in_the_navigation(site: Path) -> None:
     listed = list(leaves(project["nav"]))
     assert sorted(listed) == sorted(written)
     assert all((site / page).with_suffix(".html").is_file() for page in listed)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as running:
-        chromium = running.chromium.launch(executable_path=program, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

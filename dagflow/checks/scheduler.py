@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from dagflow.checks.patient import Patient
@@ -52,18 +53,9 @@ def noise_levels(patient: Patient) -> Finding:
     try:
         path = patient.policy.path(steps)
     except UserError as error:
-        said = str(error).rstrip(".").partition("; give ")[0]  # another may be no way out
+        said = re.split("; give |: set ", str(error).rstrip("."))[0]  # it may be no way out
         return failed(said, _way_out(patient, patient.policy, steps))
     patient.path = path
-    config = scheduler_config(patient) or {}
-    first = float(path.alpha[0])
-    if config.get("prediction_type") == "epsilon" and not first > 0:
-        return failed(
-            "the first state is nothing but noise (alpha = 0), and a prediction of that noise says "
-            "nothing of the image: x0hat is divided by zero",
-            f"rescale_betas_zero_snr = false, or timestep_spacing = 'leading', in {FILE}",
-            "alpha > 0",
-        )
     said = f"{path.steps} steps, sigma {float(path.sigma[0]):.4f} to {float(path.sigma[-1]):.4f}"
     if path.noiseless_end:
         return ok(f"{said}; the last one of {steps} has no variance, so training ends before it")
@@ -73,6 +65,8 @@ def noise_levels(patient: Patient) -> Finding:
 def _way_out(patient: Patient, policy: Policy, steps: int) -> str:
     """A setting under which the path exists."""
     config = scheduler_config(patient) or {}
+    if config.get("rescale_betas_zero_snr") and config.get("prediction_type") == "epsilon":
+        return f"rescale_betas_zero_snr = false, or timestep_spacing = 'leading', in {FILE}"
     betas = config.get("trained_betas")
     if betas is not None and min(betas) <= 0:
         return f"trained_betas in {FILE}: no beta may be 0"

@@ -113,6 +113,12 @@ class StableDiffusionPolicy:
             raise UserError(
                 "this model's scheduler needs rollout.num_inference_steps of at least 2."
             )
+        if self.prediction_type == "epsilon" and not alpha_squared[0] > 0:
+            raise UserError(
+                "the first state is nothing but noise (alpha = 0), and a prediction of that noise "
+                "says nothing of the image: set rescale_betas_zero_snr = false, or "
+                "timestep_spacing = 'leading', in the model's scheduler_config.json."
+            )
         if not (alpha_squared[kept].diff() > 0).all():
             raise UserError(
                 "with these settings the model's scheduler visits one noise level twice; "
