@@ -37,7 +37,9 @@ def test_train_sample_and_resume_from_the_command_line(dagflow, tmp_path: Path) 
     assert [line["update"] for line in updates] == list(range(1, len(updates) + 1))
     assert {"beta", "loss", "policy_grad_norm", "flow_grad_norm"} <= updates[0].keys()
     pictures = sorted(path.name for path in (run / "samples").iterdir())
-    assert pictures == ["before-after.png", *(f"epoch-000{k}.png" for k in range(3))]
+    grids = [f"epoch-000{k}.png" for k in range(3)]
+    ranked = ["ranked-base.png", "ranked-trained.png"]
+    assert pictures == ["before-after.png", *grids, "prompts.json", *ranked]
     with Image.open(run / "samples" / "epoch-0002.png") as picture:
         assert picture.width > 96
 
