@@ -239,7 +239,9 @@ def _json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"'{file}' is no JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise UserError(f"'{file}' is not what dagflow writes: an object is due.")
     return found

@@ -14,10 +14,10 @@ from statistics import fmean, stdev
 from typing import Any
 
 from dagflow import __version__
+from dagflow.intervals import student
+from dagflow.report import has_ended
 
 VERSION = 1  # of the format
-# 97.5 % quantiles of Student's t by degrees of freedom from 1
-STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def run_all(
 
 
 def _run(contest: Contest, under_way: set[subprocess.Popen[str]]) -> Contest | Failed:
-    if contest.report.is_file():
+    if has_ended(contest.folder):
         return contest
     begun = (contest.folder / "config.toml").is_file()
     arguments = ("--resume", str(contest.folder)) if begun else contest.arguments
@@ -97,7 +97,7 @@ def _run(contest: Contest, under_way: set[subprocess.Popen[str]]) -> Contest | F
     under_way.add(process)
     errors = process.communicate()[1]
     under_way.discard(process)
-    if process.returncode == 0 and contest.report.is_file():
+    if process.returncode == 0 and has_ended(contest.folder):
         return contest
     lines = errors.strip().splitlines() or [f"exit code {process.returncode}"]
     return Failed(contest, "\n".join(lines[-3:]))
@@ -126,9 +126,7 @@ def interval(values: Sequence[float]) -> dict[str, float]:
     count = len(values)
     if count < 2:
         return {"mean": values[0], "half_width": 0.0}
-    known = count - 2 < len(STUDENT)
-    quantile = STUDENT[count - 2] if known else 1.96 + 2.5 / (count - 1)
-    return {"mean": fmean(values), "half_width": quantile * stdev(values) / count**0.5}
+    return {"mean": fmean(values), "half_width": student(count) * stdev(values) / count**0.5}
 
 
 def _numbers(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -209,9 +209,9 @@ class EvaluateTable(Table):
     every: PositiveInt = 1
     """Epochs between looks at held-out seeds, the same prompts and noise every time."""
     watched: int = Field(32, ge=0)
-    """Images of a look that are measured: rewards, diversity, drift, looks; 0: none."""
+    """Images of a look that are measured, `grid` at the least; 0: none."""
     images_per_prompt: PositiveInt = 4
-    """Of them, images of each prompt."""
+    """Of them, images of each prompt; diversity needs 2."""
     grid: int = Field(16, ge=0)
     """The first of them, shown in a picture; 0 for no pictures."""
     features: str = "pixels"
@@ -278,6 +278,14 @@ class Config(Table):
                 f"update.batch_size = {self.update.batch_size} is more than the "
                 f"{self.transitions_per_epoch} transitions of an epoch (samples_per_epoch = "
                 f"{self.rollout.samples_per_epoch} x {self.steps_per_trajectory} steps)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _alarms_have_something_to_see(self) -> Config:
+        if self.alarms.action in ("stop", "roll-back") and not self.evaluate.watched:
+            raise ValueError(
+                f"alarms.action = '{self.alarms.action}' needs evaluate.watched of 1 or more"
             )
         return self
 

@@ -172,7 +172,8 @@ EPOCH: dict[str, Term] = {
 HELD_OUT: dict[str, Term] = {
     "held_out.reward_mean": Term(
         "Reward, held out",
-        "Mean total reward of images from prompts and noise that are kept out of training, the "
+        "Mean total reward of images from noise that training never uses, and from prompts that it "
+        "does not use where their source holds some back, the "
         "same every time.",
         REWARD_UNIT,
         "higher",

@@ -51,8 +51,11 @@ class Outcome:
     stopped: Stopped | None = None
 
 
-def evaluate(run: Run, config: Config, position: Position) -> Evaluation:
-    """Draw with both models, and write pictures of the first seeds, and report.json."""
+def evaluate(run: Run, config: Config, position: Position, ended: bool) -> Evaluation:
+    """Draw with both models, and write pictures of the first seeds, and report.json.
+
+    `ended`: whether the run has come to its end.
+    """
     count, beta = config.evaluate.images, beta_in_nats(run, config)
     prompts = cycle(run.heldout, count)
     total = 2 * len(run.processes.own(count)) * run.path.steps
@@ -67,9 +70,16 @@ def evaluate(run: Run, config: Config, position: Position) -> Evaluation:
         if truth:
             charts.save(charts.truth_chart(truth), run.folder / "samples" / "truth.png")
         numbers = report.report(
-            config, comparison, truth, position.reward_calls, position.name, beta, run.features
+            config,
+            comparison,
+            truth,
+            position.reward_calls,
+            position.name,
+            beta,
+            run.features,
+            ended,
         )
-        report.write(numbers, run.folder / "report.json")
+        report.write(numbers, run.folder / report.NAME)
         return numbers
 
     return Evaluation(comparison, truth, run.processes.from_main(write))
@@ -90,9 +100,8 @@ def evaluate_checkpoint(run: Run, place: str = "") -> Evaluation:
         saved = read(whole_checkpoint(run.folder, place, run.watcher.say), run.policy)
         restore(saved, run.learner)
         beta = saved.position.beta
-        return evaluate(
-            run, run.config if beta is None else run.config.with_beta(beta), saved.position
-        )
+        config = run.config if beta is None else run.config.with_beta(beta)
+        return evaluate(run, config, saved.position, report.has_ended(run.folder))
 
 
 def _aims_at_the_truth(run: Run, beta: float) -> bool:

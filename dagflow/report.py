@@ -14,13 +14,14 @@ from dagflow import __version__
 from dagflow.alarms import find_alarms
 from dagflow.config import Config
 from dagflow.evaluate import Comparison, Measured, measure, standard_error, win_rate
+from dagflow.intervals import student
 from dagflow.measures import diversity
 from dagflow.measures.features import Features
 from dagflow.measures.looks import shift
 from dagflow.truth import Truth
 
 VERSION = 2  # of the format
-NORMAL = 1.96  # standard errors on either side of a mean make its 95 % interval
+NAME = "report.json"
 RANKED = 4  # images of each rank
 LISTED = 4096  # images whose numbers are listed one by one
 
@@ -33,27 +34,30 @@ def report(
     checkpoint: str,
     beta: float,
     features: Features,
+    ended: bool,
 ) -> dict[str, Any]:
     """Numbers alone: what rewards, diversity, looks and drift are, and how sure that is.
 
     In a world also distances to the truth. `checkpoint`: the name of the one that was evaluated;
-    `beta`: the final one in nats, which the temperature's slope is due to be.
+    `beta`: the final one in nats, which the temperature's slope is due to be. `ended`: whether the
+    run has come to its end.
     """
     prompts, images = comparison.prompts, (comparison.base.images, comparison.trained.images)
     base, now = (measure(one, prompts, features) for one in (comparison.base, comparison.trained))
     change = change_of(base.rewards, now.rewards)
     mean = float((now.rewards - base.rewards).mean())
-    width = NORMAL * change["standard_error_of_change"]
+    width = student(len(prompts)) * change["standard_error_of_change"] if len(prompts) > 1 else None
     numbers: dict[str, Any] = {
         "version": VERSION,
         "dagflow": __version__,
         "model": config.model,
         "objective": config.objective.name,
         "seed": config.seed,
+        "ended": ended,
         "checkpoint": checkpoint,
         "reward_calls": reward_calls,
         "images": len(prompts),
-        "reward": {**change, "interval": [mean - width, mean + width]},
+        "reward": {**change, "interval": width and [mean - width, mean + width]},
         "rewards": {
             label: {
                 **change_of(base.scores[label], now.scores[label]),
@@ -111,6 +115,15 @@ def ranked(rewards: Tensor) -> list[list[int]]:
     count = min(RANKED, max(1, len(order) // 3))
     middle = (len(order) - count) // 2
     return [order[:count], order[middle : middle + count], order[len(order) - count :]]
+
+
+def has_ended(run: Path) -> bool:
+    """Whether the run in this folder came to its end; older reports were written then alone."""
+    try:
+        numbers = json.loads((run / NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(numbers, dict) and bool(numbers.get("ended", True))
 
 
 def write(numbers: Mapping[str, Any], path: Path) -> None:

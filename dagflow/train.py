@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from dagflow import provenance
+from dagflow import provenance, report
 from dagflow.alarms import Alarm
 from dagflow.collect import Epoch, collect
 from dagflow.engine import checkpoint as checkpoints
@@ -72,6 +72,7 @@ def resume(run: Run, place: str = "") -> Outcome:
         if saved and not main(lambda: go_on_from(saved.place, run.watcher.say)):
             restored = replace(restored, position=replace(restored.position, best_gain=None))
         main(lambda: write_config(run.config, run.folder))
+        main(lambda: (run.folder / report.NAME).unlink(missing_ok=True))  # it has yet to end
         update, warm_up = restored.position.update, restored.position.warm_up
         main(lambda: stack.enter_context(run.trackers.begun(run.folder, update, warm_up)))
         return _train(run, restored)
@@ -146,7 +147,7 @@ class _Session:
 
     def evaluate(self) -> Evaluation:
         """Base against trained, at the end."""
-        return self._fitting(lambda: evaluate(self.run, self.config, self.position))
+        return self._fitting(lambda: evaluate(self.run, self.config, self.position, True))
 
     def save(self) -> Path:
         """Write a checkpoint, unless there is one of this position or others write it."""
@@ -381,7 +382,8 @@ class _Session:
         """Go back to the last checkpoint before this epoch, if an alarm is to do so and can."""
         run, main = self.run, self.run.processes.from_main
         known = main(lambda: checkpoints.checkpoints(run.folder / "checkpoints"))
-        earlier = [path for path in known if checkpoints.moment(path)[0] < self.position.epoch]
+        cleared = max(0, self.position.epoch - self.config.evaluate.every)  # by the look before
+        earlier = [path for path in known if checkpoints.moment(path)[0] <= cleared]
         if self.config.alarms.action != "roll-back" or not earlier:
             return False
         saved = main(lambda: choose(run.folder, earlier[-1].name, run.policy, run.watcher.say))

@@ -71,7 +71,11 @@ class Watch:
 
         def looked() -> Watched | None:
             self._draw_grid(run, epoch, now)
-            return self._measured(run, base, now, statistics) if measures else None
+            watched = self._measured(run, base, now, statistics) if measures else None
+            if watched and epoch < max(item.normalise_epochs for item in run.rewards):
+                for name in ("reward_mean", "reward_std"):  # on a scale that still moves
+                    del watched.numbers[PREFIX + name]
+            return watched
 
         watched = run.processes.from_main(looked)
         if shown := run.config.evaluate.grid:
@@ -86,8 +90,10 @@ class Watch:
         folder = run.folder / "samples"
         picture = pictures.grid(now.images[:shown], COLUMNS, captions)
         show_picture(run, picture, folder / f"epoch-{epoch:04d}.png", "samples")
-        if not (folder / PROMPTS).exists():
-            (folder / PROMPTS).write_text(json.dumps(captions), encoding="utf-8")
+        if not epoch or not (folder / PROMPTS).exists():
+            partial = folder / f".{PROMPTS}.partial"
+            partial.write_text(json.dumps(captions), encoding="utf-8")
+            partial.rename(folder / PROMPTS)
 
     def _measured(
         self, run: Run, base: Drawn, now: Drawn, statistics: Mapping[str, Statistics]

@@ -13,11 +13,12 @@ import dagflow
 
 ROOT = Path(dagflow.__file__).parent
 ORDER = [
-    "errors", "glossary", "provenance", "types", "reward_rules", "profiling", "counting",
-    "weights", "hookspecs", "plugins", "conformance", "scaffold", "recipe", "config", "diffusion",
-    "worlds", "policies", "engine", "measures", "evaluate", "alarms", "truth", "report", "compare",
-    "charts", "score", "folder", "page", "draw", "tracking", "prepare", "card", "export",
-    "estimate", "collect", "watch", "outcome", "trouble", "checks", "train", "cli",
+    "errors", "intervals", "glossary", "provenance", "types", "reward_rules", "profiling",
+    "counting", "weights", "hookspecs", "plugins", "conformance", "scaffold", "recipe", "config",
+    "diffusion", "worlds", "policies", "engine", "measures", "evaluate", "alarms", "truth",
+    "report", "compare", "charts", "score", "folder", "page", "draw", "tracking", "prepare",
+    "card", "export", "estimate", "collect", "watch", "outcome", "trouble", "checks", "train",
+    "cli",
 ]  # fmt: skip
 STAGES = ["prompts", "rollout", "transitions", "metrics", "pictures"]
 

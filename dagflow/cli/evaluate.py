@@ -106,6 +106,8 @@ def _with(
             f"--eval-reward {trained[0]}: '{folder}' was trained on it; it is measured."
         )
     table["rewards"] |= more
+    tree["machine"]["shard"] = False  # here is one process
+    tree["tracking"]["trackers"] = []  # nobody is told
     return config.resolve(tree)
 
 

@@ -159,7 +159,8 @@ def _summarise(run: Run, outcome: Outcome) -> None:
         out.print(f"beta      {outcome.beta:.4g} (found for {run.config.objective.beta})")
     if outcome.evaluation is not None:
         out.print(f"report    {run.folder / 'report.json'}")
-        print_page(run.folder)
+    print_page(run.folder)
+    if outcome.evaluation is not None:
         print_evaluation(outcome.evaluation)
 
 
@@ -167,5 +168,8 @@ def _why(run: Run, stopped: Stopped) -> str:
     if not stopped.alarms:
         gained = f"the reward rose by {stopped.gain:.2f} deviations"
         return f"{gained} (stop_at_gain = {run.config.stop_at_gain:g})"
-    back = ", and went back to the checkpoint before it" if stopped.went_back else ""
-    return f"{stopped.alarms[0]} (alarms.action = {run.config.alarms.action}){back}"
+    action, back = run.config.alarms.action, ""
+    if action == "roll-back":
+        went = "went back to the checkpoint before it"
+        back = f", and {went}" if stopped.went_back else ", with no checkpoint before it"
+    return f"{stopped.alarms[0]} (alarms.action = {action}){back}"

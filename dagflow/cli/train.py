@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # What may change when a run resumes:
 CHANGEABLE = {"epochs", "stop_at_gain", "checkpoint", "evaluate", "alarms", "machine", "tracking"}
+SEEN = ("watched", "images_per_prompt", "grid", "features")  # of evaluate, these may not
 GROUP: dict[str, Any] = {"rich_help_panel": "Several processes"}
 
 
@@ -229,6 +230,9 @@ def _resumed(folder: Path, settings: list[str]) -> Config:
             f"{', '.join(sorted(changed - CHANGEABLE))} cannot change when a run resumes; "
             f"only {', '.join(sorted(CHANGEABLE))} can."
         )
+    for name in SEEN:
+        if getattr(after.evaluate, name) != getattr(before.evaluate, name):
+            raise UserError(f"evaluate.{name} cannot change when a run resumes: looks compare.")
     if after.epochs != before.epochs and (before.reward_budget or before.update.decay):
         what = "reward_budget" if before.reward_budget else "update.decay"
         raise UserError(f"epochs cannot change when a run with {what} resumes: it decides them.")

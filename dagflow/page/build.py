@@ -58,6 +58,8 @@ def write(folders: Sequence[Path], output: Path) -> Path:
     """
     if output.is_dir():
         raise UserError(f"'{output}' is a folder. Give --output the name of a file.")
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"'{output}': the name of a page ends in .html.")
     text = build(folders)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial")

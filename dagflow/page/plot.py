@@ -148,7 +148,8 @@ def _marks(low: float, high: float, least: float = 0.0) -> list[float]:
     power = 10.0 ** floor(log10(rough))
     step = max(least, next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999))
     first, last = floor(low / step + 1e-9), ceil(high / step - 1e-9)
-    return [round(k * step, 12) for k in range(first, max(last, first + 1) + 1)]
+    digits = 2 - floor(log10(step))
+    return [round(k * step, digits) for k in range(first, max(last, first + 1) + 1)]
 
 
 def _path(line: Line, place: Place) -> str:

@@ -44,13 +44,14 @@ class RunData:
 
     @property
     def epochs_due(self) -> int:
-        return int(self.config.get("epochs", 0))
+        return int(number(self.config.get("epochs")) or 0)
 
     @property
     def state(self) -> str:
         if self.is_running:
             return "running"
-        ended = self.report or self.epochs_done >= self.epochs_due
+        said = bool(self.report) and self.report.get("ended", True)
+        ended = said or self.epochs_done >= self.epochs_due
         return "finished" if ended else "not finished"
 
     @property
@@ -104,7 +105,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 def _read(folder: Path, name: str) -> RunData:
     text, config = _config(folder)
-    metrics = _lines(folder / "metrics.jsonl")
+    metrics = _of_epochs(_lines(folder / "metrics.jsonl"))
     report = _json(folder / "report.json")
     report = report if isinstance(report, dict) else {}
     calls = report.get("reward_calls") or _reward_calls(folder)
@@ -114,17 +115,20 @@ def _read(folder: Path, name: str) -> RunData:
         config_text=text,
         config=config,
         steps=tuple(line for line in metrics if "update" in line),
-        epochs=tuple(
-            line for line in metrics if "epoch" in line and not {"update", "alarm"} & line.keys()
-        ),
+        epochs=tuple(line for line in metrics if not {"update", "alarm"} & line.keys()),
         alarms=tuple(line for line in metrics if "alarm" in line),
-        timings=tuple(_lines(folder / "timings.jsonl")),
+        timings=tuple(_of_epochs(_lines(folder / "timings.jsonl"))),
         sessions=tuple(_lines(folder / SESSIONS)),
         report=report,
         prompts=_prompts(folder),
         reward_calls=calls,
         is_running=_is_running(folder),
     )
+
+
+def _of_epochs(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of epochs, and of steps in them; not of the warm-up, nor of what nobody wrote."""
+    return [line for line in lines if number(line.get("epoch")) is not None]
 
 
 def _config(folder: Path) -> tuple[str, dict[str, Any]]:
@@ -183,6 +187,8 @@ def _is_running(folder: Path) -> bool:
         return isinstance(owner, dict)
     try:
         os.kill(int(owner.get("pid", 0)), 0)
+    except PermissionError:  # it is somebody else's, and lives
+        return True
     except (OSError, ValueError, TypeError):
         return False
     return True
@@ -198,7 +204,7 @@ def changed_settings(config: Record) -> list[tuple[str, str]]:
         in_reward = "rewards" in parts[:2]
         usual = of_reward.get(parts[-1]) if in_reward else defaults.get(path)
         if path != "output" and (value != usual or path.endswith(".weight")):
-            found.append((path, json.dumps(value, ensure_ascii=False)))
+            found.append((path, json.dumps(value, ensure_ascii=False, default=str)))
     return found
 
 

@@ -256,7 +256,7 @@ class StableDiffusionPolicy:
         """
         try:
             self.pipeline.load_lora_weights(folder, adapter_name=ADAPTER)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
             raise UserError(f"'{folder}' holds no LoRA for this model: {error}") from error
         if not getattr(self.unet, "peft_config", None):
             raise UserError(f"the LoRA in '{folder}' fits no layer of this model's UNet.")
