@@ -42,7 +42,7 @@ def bias(name: str, steps: int) -> tuple[torch.Tensor, float]:
     policy = WorldPolicy(world(name), torch.device("cpu"))
     sampler = Sampler(policy, policy.path(steps), COUNT, seed=0)
     with policy.exact_target():
-        (part,) = sampler.batches([PROMPT] * COUNT)
+        ((part, _),) = sampler.batches([PROMPT] * COUNT)
     states = part.latents[:, -1].flatten(1)
     target = policy.world.target.log_density(states)
     above = log_weights(part, sampler.path, "sum") - target

@@ -57,7 +57,7 @@ def export(
     pipeline. Raises UserError if the output is in use or the base model cannot be had.
     """
     require_empty(output)
-    output = output.absolute()
+    output = output.resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".dagflow-", dir=output.parent) as beside:
         partial = Path(beside) / output.name

@@ -300,6 +300,7 @@ REPORT: dict[str, Term] = {
     "model": Term("Model", "The base model."),
     "objective": Term("Objective", "What training minimises; it decides which target is aimed at."),
     "seed": Term("Seed", "Decides prompts, noise and initial weights."),
+    "ended": Term("Ended", "Whether the run had come to its end."),
     "reward_calls": Term(
         "Reward calls",
         "Images that rewards were asked about in training, intermediate ones included: the cost of "

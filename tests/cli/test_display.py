@@ -208,7 +208,7 @@ def test_a_run_on_a_terminal_shows_curves_and_pictures(tmp_path: Path) -> None:
     code, written = on_a_terminal(tmp_path, *SHORT_OPTIONS)
     text = written.decode()
     assert code == 0, text
-    assert "diversity" not in text  # what nobody measures has no curve
+    assert "diversity" in text
     for word in ("reward    ", "loss      ", "base      ", "epoch 1   ", "█", HALF_BLOCK):
         assert word in text, word
     assert written.rfind(SHOW) > written.rfind(HIDE)

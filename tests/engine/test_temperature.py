@@ -41,7 +41,7 @@ def test_importance_weights_find_the_normalising_constant_of_the_exact_sampler()
     sampler = Sampler(policy, policy.path(50), 2000, seed=0)
     prompts = [Prompt("x")] * 2000
     with policy.exact_target():
-        (part,) = sampler.batches(prompts)
+        ((part, _),) = sampler.batches(prompts)
     rewards = policy.world.target.log_density(part.latents[:, -1].flatten(1))
     found = temperature(log_weights(part, sampler.path, "sum"), rewards, prompts, 1.0)
     assert abs(found["log_z"]) < 0.1
