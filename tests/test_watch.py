@@ -65,3 +65,16 @@ def test_the_base_model_stays_the_same(make_run) -> None:
 def test_win_rate_counts_ties_half() -> None:
     base, now = torch.tensor([0.0, 1, 2, 3]), torch.tensor([1.0, 1, 1, 4])
     assert win_rate(base, now) == (2 + 0.5) / 4
+
+
+def test_a_reward_that_is_not_normalised_yet_has_no_mean(make_run) -> None:
+    """On a scale that moves from look to look; paired changes are on one scale."""
+    run = make_run(
+        epochs=3,
+        rewards={"jpeg-compressibility": {"normalise_epochs": 2}},
+        evaluate={"watched": 4, "images": 0},
+    )
+    train.start(run)
+    shown = ["held_out.reward_mean" in record for record in records(run.folder)]
+    assert shown == [False, False, True, True]
+    assert all("held_out.reward_change" in record for record in records(run.folder))
