@@ -7,7 +7,6 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-import tomlkit
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -393,43 +392,3 @@ def _known_keys(tables: list[str]) -> list[str]:
         assert issubclass(annotation, BaseModel)
         model = annotation
     return list(model.model_fields)
-
-
-def dump(config: Config) -> str:
-    """The fully resolved configuration as TOML, with each setting's meaning as a comment."""
-    document = tomlkit.document()
-    document.add(
-        tomlkit.comment("Fully resolved: with another output, this file alone repeats the run.")
-    )
-    _fill(document, config)
-    return tomlkit.dumps(document)
-
-
-def _fill(container: Any, table: Table) -> None:
-    """Plain values first, then tables, as TOML wants it."""
-    values = dict(table)
-    for key, value in values.items():
-        if not isinstance(value, Table | dict):
-            item = tomlkit.item(list(value) if isinstance(value, tuple) else value)
-            field = type(table).model_fields.get(key)
-            if field and field.description:
-                item.comment(field.description)
-            container.add(key, item)
-    for key, value in values.items():
-        if isinstance(value, Table):
-            container.add(key, tomlkit.table())
-            _fill(container[key], value)
-        elif isinstance(value, dict):
-            container.add(key, _tables(value))
-
-
-def _tables(entries: Mapping[str, Any]) -> Any:
-    """The rewards by label, or a plugin's option that is itself a table."""
-    result = tomlkit.table()
-    for label, entry in entries.items():
-        if isinstance(entry, Table):
-            result.add(label, tomlkit.table())
-            _fill(result[label], entry)
-        else:
-            result.add(label, entry)
-    return result

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from dagflow import config as configuration
 from dagflow.config import Config
+from dagflow.config_file import dump
 from dagflow.engine import checkpoint
 from dagflow.errors import UserError
 from dagflow.policies.policy import Policy
@@ -45,7 +46,7 @@ def read_config(folder: Path) -> Config:
 def write_config(config: Config, folder: Path) -> None:
     """The file appears whole or not at all."""
     partial = folder / ".config.toml.partial"
-    partial.write_text(configuration.dump(config), encoding="utf-8")
+    partial.write_text(dump(config), encoding="utf-8")
     partial.rename(folder / "config.toml")
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,24 +95,27 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
     return make
 
 
+def run_dagflow(
+    folder: Path, *arguments: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the installed command in a directory."""
+    command = str(Path(sys.executable).with_name("dagflow"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
+    return subprocess.run(
+        [command, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
 @pytest.fixture
 def dagflow(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the installed command in an empty directory."""
-
-    def call(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        command = str(Path(sys.executable).with_name("dagflow"))
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
-        return subprocess.run(
-            [command, *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-
-    return call
+    return partial(run_dagflow, tmp_path)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import tomllib
 import pytest
 
 from dagflow import UserError, config
+from dagflow.config_file import dump
 from dagflow.recipe import read_recipe
 
 
@@ -17,7 +18,7 @@ def test_a_dumped_configuration_reads_back_equal() -> None:
         "lora": {"targets": ["to_q"]},
     }
     resolved = config.resolve(tree)
-    assert config.resolve(tomllib.loads(config.dump(resolved))) == resolved
+    assert config.resolve(tomllib.loads(dump(resolved))) == resolved
 
 
 def test_overrides_are_toml_values_or_plain_text() -> None:

@@ -25,24 +25,11 @@ from dagflow.card import Trained, Wishes, card
 from dagflow.engine import checkpoint
 from dagflow.plugins import load_plugins
 from dagflow.policies.loading import load_pipeline
-from tests.conftest import SHORT_OPTIONS, merged
+from tests.conftest import SHORT_OPTIONS, merged, run_dagflow
 
 OPTIONS = [*SHORT_OPTIONS, "-s", "lora.alpha=9", "-s", "update.learning_rate=0.02"]
 LARGE = ["-s", "update.max_grad_norm=1", "-s", "update.regulariser=0"]
 PROMPTS = ("a cat", "a dog", "a horse", "a monkey")  # the first of `animals`
-
-
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    program = str(Path(sys.executable).with_name("dagflow"))
-    return subprocess.run(
-        [program, *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("export", "run@2", "--fuse", "--output", "whole", "--base-model", "owner/name",
          "--license", "apache-2.0"),
     ):  # fmt: skip
-        done = command(folder, *words)
+        done = run_dagflow(folder, *words)
         assert done.returncode == 0, done.stderr
     return folder
 
@@ -117,16 +104,20 @@ def test_the_cards_code_draws_what_dagflow_sample_draws_to_the_bit(
     exported = folder / "run" / "export"
     shown = snippet(exported, tmp_path / "plain")
     words = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
-    done = command(tmp_path, "sample", str(folder / "run@2"), *words, "-n", "1")
+    done = run_dagflow(tmp_path, "sample", str(folder / "run@2"), *words, "-n", "1")
     assert done.returncode == 0, done.stderr
     assert equal(shown, pictures(tmp_path / "samples"))
     assert equal(shown, pictures(exported / "samples"))
 
     steps = ("--num-inference-steps", "4", "--guidance-scale", "3")
-    done = command(tmp_path, "sample", str(exported), *words, "-n", "1", *steps, "--output", "lora")
+    done = run_dagflow(
+        tmp_path, "sample", str(exported), *words, "-n", "1", *steps, "--output", "lora"
+    )
     assert done.returncode == 0, done.stderr
     assert equal(shown, pictures(tmp_path / "lora"))
-    done = command(tmp_path, "sample", str(folder / "run@1"), *words, "-n", "1", "--output", "one")
+    done = run_dagflow(
+        tmp_path, "sample", str(folder / "run@1"), *words, "-n", "1", "--output", "one"
+    )
     assert done.returncode == 0, done.stderr
     assert not equal(shown, pictures(tmp_path / "one"))
 
@@ -331,7 +322,7 @@ def test_bad_input_gets_one_message_and_writes_nothing(
     folder: Path, words: tuple[str, ...], message: str
 ) -> None:
     before = sorted(folder.rglob("*"))
-    done = command(folder, *words)
+    done = run_dagflow(folder, *words)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr

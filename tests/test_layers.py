@@ -14,7 +14,8 @@ import dagflow
 ROOT = Path(dagflow.__file__).parent
 ORDER = [
     "errors", "intervals", "glossary", "provenance", "types", "reward_rules", "profiling",
-    "counting", "weights", "hookspecs", "plugins", "conformance", "scaffold", "recipe", "config",
+    "counting", "weights", "hookspecs", "plugins", "conformance", "scaffold", "recipe",
+    "config", "config_file",
     "diffusion", "worlds", "policies", "engine", "measures", "evaluate", "alarms", "truth",
     "report", "compare", "charts", "score", "folder", "page", "draw", "tracking", "prepare",
     "card", "export", "estimate", "collect", "watch", "outcome", "trouble", "checks", "train",
