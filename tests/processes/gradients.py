@@ -1,7 +1,7 @@
 """Run in each of several processes: the gradients of one update, for many objectives.
 
 Arguments: the file to write (by process 0): a tensor `CASE/policy` and `CASE/flow` for each case,
-and what travelled between processes meanwhile.
+and what travelled between processes meanwhile; and `--double`, for float64 in all but a few cases.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dagflow.engine.transitions import cut
 from dagflow.engine.update import update
 from dagflow.engine.window import Window
 from dagflow.plugins import load_plugins
-from dagflow.prepare import prepare
+from dagflow.prepare import Run, prepare
 from tests.conftest import Silent, merged, short_config
 
 CASES: dict[str, dict[str, Any]] = {
@@ -63,6 +63,8 @@ CASES: dict[str, dict[str, Any]] = {
         "update": {"batch_size": 7},
     },
 }
+# Rewards and shards are of float32 in all cases; in these that meets float64.
+IN_SINGLE = ("current", "sharded", "sharded-uneven")
 COMMON = {
     "rollout": {"samples_per_epoch": 12, "images_per_prompt": 2},
     "update": {"batch_size": 24},
@@ -103,6 +105,8 @@ def gradients(case: dict[str, Any], group: Processes) -> tuple[dict[str, torch.T
     if group.size == 1:
         tree.pop("machine", None)
     run = prepare(short_config(**tree), load_plugins(), Silent(), processes=group)
+    if torch.get_default_dtype() == torch.float64:
+        run = in_double(run)
     epochs = 2 if "rewards" in case else 0
     run = replace(run, rewards=[replace(item, normalise_epochs=epochs) for item in REWARDS])
     learner, buffer = run.learner, Buffer(8, 8)
@@ -143,12 +147,31 @@ def gradients(case: dict[str, Any], group: Processes) -> tuple[dict[str, torch.T
     return found, traffic
 
 
+def compute_in_double() -> None:
+    """Have what this process makes from now on be float64, and what is made so stay so."""
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double
+
+
+def in_double(run: Run) -> Run:
+    """The same run, its networks too."""
+    parts = (*run.policy.pipeline.components.values(), *vars(run.learner.objective).values())
+    for module in parts:
+        if isinstance(module, torch.nn.Module):
+            module.double()
+    return run
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    target = Path(sys.argv[1])
+    target, double = Path(sys.argv[1]), "--double" in sys.argv
+    if double:
+        compute_in_double()
     tensors, traffics = {}, {}
     with processes() as group:
         for name, case in CASES.items():
+            if double and name in IN_SINGLE:
+                continue
             found, traffic = gradients(case, group)
             tensors |= {f"{name}/{key}": value.clone() for key, value in found.items()}
             traffics[name] = {k: v for k, v in vars(traffic).items() if isinstance(v, int)}
