@@ -18,8 +18,8 @@ ORDER = [
     "config", "config_file",
     "diffusion", "worlds", "policies", "engine", "measures", "evaluate", "alarms", "truth",
     "report", "compare", "charts", "score", "folder", "page", "draw", "tracking", "prepare",
-    "card", "export", "estimate", "collect", "watch", "outcome", "trouble", "checks", "train",
-    "cli",
+    "card", "export", "estimate", "collect", "watch", "outcome", "trouble", "session", "train",
+    "checks", "cli",
 ]  # fmt: skip
 STAGES = ["prompts", "rollout", "transitions", "metrics", "pictures"]
 

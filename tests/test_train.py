@@ -89,3 +89,26 @@ def test_a_falling_reward_stops_nothing(make_run) -> None:
     run = make_run(**ONE_CALL_AN_EPOCH, epochs=3, stop_at_gain=0.5)
     assert start(rising(run, step=-1.0)).stopped is None
     assert checkpoints(run.folder / "checkpoints")[-1].name == "epoch-0003"
+
+
+@pytest.mark.parametrize("potential", ["rollout", "current", "none"])
+@pytest.mark.parametrize("objective", ["db", "kl", "subtb"])
+def test_every_image_that_a_reward_is_asked_about_in_training_is_counted(
+    make_run, potential: str, objective: str
+) -> None:
+    asked = []
+
+    def score(images, prompts):
+        asked.append(len(images))
+        return images.mean((1, 2, 3))
+
+    run = make_run(
+        objective={"name": objective},
+        rollout={"potential": potential, "potential_steps": 2},
+        update={"flow_warmup": 2},
+        evaluate={"images": 0, "grid": 0, "watched": 0},
+        epochs=2,
+    )
+    outcome = start(replace(run, rewards=(WeightedReward("counting", score, 1.0),)))
+    position = json.loads((outcome.checkpoint / "state.json").read_text())
+    assert position["reward_calls"] == sum(asked)

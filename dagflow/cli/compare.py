@@ -13,6 +13,7 @@ from dagflow import RunError, UserError
 from dagflow.cli import names
 from dagflow.cli.console import complain, err, out
 from dagflow.cli.launch import INTERRUPTED
+from dagflow.cli.options import SettingOption
 from dagflow.cli.train import use
 from dagflow.plugins import load_plugins
 from dagflow.recipe import DEFAULT, read_recipe
@@ -62,15 +63,7 @@ def compare(
         Path, typer.Option(help="A folder for the runs, the table and the picture.")
     ] = Path("comparison"),
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-s",
-            "--set",
-            metavar="KEY.PATH=VALUE",
-            help="A setting of all runs, as for `dagflow train`.",
-        ),
-    ] = None,
+    setting: SettingOption = None,
     tune: Annotated[
         list[str] | None,
         typer.Option(

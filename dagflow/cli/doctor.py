@@ -18,6 +18,14 @@ from dagflow import UserError
 from dagflow import recipe as recipe_file
 from dagflow.cli import names
 from dagflow.cli.console import err, out, print_whole
+from dagflow.cli.options import (
+    ModelOption,
+    ObjectiveOption,
+    PromptsOption,
+    RecipeArgument,
+    RewardOption,
+    SettingOption,
+)
 from dagflow.cli.train import compose
 from dagflow.plugins import Registry, load_plugins
 
@@ -41,29 +49,11 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(
-    recipe: Annotated[
-        str | None,
-        typer.Argument(
-            help="A recipe's name or a TOML file to check. Default: tiny.",
-            autocompletion=names.recipes,
-            show_default=False,
-        ),
-    ] = None,
-    reward: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME[:ARGUMENT][=WEIGHT]",
-            help="Check this reward in place of the recipe's; may be repeated.",
-            autocompletion=names.rewards,
-        ),
-    ] = None,
-    objective: Annotated[
-        str | None, typer.Option(help="As for train.", autocompletion=names.objectives)
-    ] = None,
-    prompts: Annotated[
-        str | None, typer.Option(help="As for train.", autocompletion=names.prompts)
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Check this model, as for train.")] = None,
+    recipe: RecipeArgument = None,
+    reward: RewardOption = None,
+    objective: ObjectiveOption = None,
+    prompts: PromptsOption = None,
+    model: ModelOption = None,
     output: Annotated[
         Path | None, typer.Option(help="Where the run would write. Default: under runs/.")
     ] = None,
@@ -74,10 +64,7 @@ def doctor(
             help="Check that this LoRA, or a run's newest, fits the model and changes it.",
         ),
     ] = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option("-s", "--set", metavar="KEY.PATH=VALUE", help="A setting, as for train."),
-    ] = None,
+    setting: SettingOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     estimate: Annotated[
         str | None,
@@ -111,8 +98,9 @@ def doctor(
 
       dagflow doctor --estimate paper-aesthetic --gpus 8 --tflops 100
 
-    Exit code 0 if nothing failed, 1 if a check did, 2 for wrong input. An A100 achieves some 100
-    tera-FLOPs a second in bfloat16, a third of what it is sold for.
+    Exit code 0 if nothing failed, 1 if a check did, 2 for wrong input.
+
+    An A100 achieves some 100 tera-FLOPs a second in bfloat16, a third of its data sheet's.
     """
     from dagflow import config
 

@@ -11,8 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from dagflow import UserError
-from dagflow.cli import names, rewards
+from dagflow.cli import rewards
 from dagflow.cli.console import err, out, print_whole
+from dagflow.cli.options import EvalRewardOption
 from dagflow.cli.report import print_page
 from dagflow.plugins import Registry, load_plugins
 
@@ -36,14 +37,7 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="Held-out seeds. Default: the run's evaluate.images, or 64."),
     ] = None,
-    eval_reward: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="A reward to measure, beside those of the run; may be repeated.",
-            autocompletion=names.rewards,
-        ),
-    ] = None,
+    eval_reward: EvalRewardOption = None,
     features: Annotated[
         str | None,
         typer.Option(

@@ -13,6 +13,15 @@ from dagflow import UserError
 from dagflow import recipe as recipe_file
 from dagflow.cli import names, rewards
 from dagflow.cli.launch import Machines
+from dagflow.cli.options import (
+    EvalRewardOption,
+    ModelOption,
+    ObjectiveOption,
+    PromptsOption,
+    RecipeArgument,
+    RewardOption,
+    SettingOption,
+)
 from dagflow.cli.run import Resumed, run
 from dagflow.plugins import load_plugins
 
@@ -21,7 +30,7 @@ if TYPE_CHECKING:
 
 # What may change when a run resumes:
 CHANGEABLE = {"epochs", "stop_at_gain", "checkpoint", "evaluate", "alarms", "machine", "tracking"}
-SEEN = ("watched", "images_per_prompt", "grid", "features")  # of evaluate, these may not
+UNCHANGEABLE = ("watched", "images_per_prompt", "grid", "features")  # of evaluate
 GROUP: dict[str, Any] = {"rich_help_panel": "Several processes"}
 
 
@@ -30,63 +39,21 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    recipe: Annotated[
-        str | None,
-        typer.Argument(
-            help="A recipe's name (see `dagflow recipes`) or a TOML file. Default: tiny.",
-            autocompletion=names.recipes,
-            show_default=False,
-        ),
-    ] = None,
-    reward: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME[:ARGUMENT][=WEIGHT]",
-            help="Reward, such as jpeg-compressibility or remote:URL; may be repeated, the "
-            "weighted sum counts. Replaces the recipe's rewards.",
-            autocompletion=names.rewards,
-        ),
-    ] = None,
-    eval_reward: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="A reward that is measured and never trained on; may be repeated.",
-            autocompletion=names.rewards,
-        ),
-    ] = None,
-    objective: Annotated[
-        str | None,
-        typer.Option(help="Objective: kl, db, tb, rtb, ...", autocompletion=names.objectives),
-    ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(help="Prompt source: animals, file:PATH, ...", autocompletion=names.prompts),
-    ] = None,
+    recipe: RecipeArgument = None,
+    reward: RewardOption = None,
+    eval_reward: EvalRewardOption = None,
+    objective: ObjectiveOption = None,
+    prompts: PromptsOption = None,
     prompt: Annotated[
         list[str] | None,
         typer.Option(metavar="TEXT", help="Train on this prompt; may be repeated."),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="tiny (embedded), the folder of a diffusers pipeline, a hub id, ddpm:FOLDER or "
-            "ddpm:HUB_ID (unconditional), or world:NAME (its answer is known).",
-        ),
-    ] = None,
+    model: ModelOption = None,
     output: Annotated[
         Path | None, typer.Option(help="Run directory. Default: a new one under runs/.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Decides prompts, noise and weights.")] = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-s",
-            "--set",
-            metavar="KEY.PATH=VALUE",
-            help="Any setting of the configuration, such as -s epochs=3 -s update.batch_size=64.",
-        ),
-    ] = None,
+    setting: SettingOption = None,
     resume: Annotated[
         str | None,
         typer.Option(
@@ -230,7 +197,7 @@ def _resumed(folder: Path, settings: list[str]) -> Config:
             f"{', '.join(sorted(changed - CHANGEABLE))} cannot change when a run resumes; "
             f"only {', '.join(sorted(CHANGEABLE))} can."
         )
-    for name in SEEN:
+    for name in UNCHANGEABLE:
         if getattr(after.evaluate, name) != getattr(before.evaluate, name):
             raise UserError(f"evaluate.{name} cannot change when a run resumes: looks compare.")
     if after.epochs != before.epochs and (before.reward_budget or before.update.decay):

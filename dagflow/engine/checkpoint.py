@@ -44,7 +44,7 @@ class Position:
     warm_up: int = 0  # steps of the flow warm-up done
     update: int = 0  # optimizer steps done in all; decides beta
     skipped: int = 0  # steps in a row that were not taken, since something was not finite
-    reward_calls: int = 0  # images that the rewards were asked about, in whole epochs
+    reward_calls: int = 0  # images that rewards were asked about: in whole epochs, and in updates
     best_gain: float | None = None  # of the images that the best checkpoint samples
     gain_baseline: tuple[float, float] | None = None  # mean and deviation of the reward
     levels: Levels | None = None  # of log F and log Z, from the first epoch

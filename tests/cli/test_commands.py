@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -95,28 +93,6 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert process.returncode == 130, errors
     assert "Go on with: dagflow train --resume run" in errors
     assert list((tmp_path / "run" / "checkpoints").iterdir())
-
-
-def test_a_terminal_shows_phase_reward_and_loss_while_the_run_goes_on(tmp_path: Path) -> None:
-    primary, secondary = pty.openpty()
-    command = [str(Path(sys.executable).with_name("dagflow")), "train", "--output", "run"]
-    variables = {"OMP_NUM_THREADS": "1", "TERM": "xterm-256color", "COLUMNS": "140"}
-    process = subprocess.Popen(
-        [*command, *SHORT_OPTIONS],
-        cwd=tmp_path,
-        env={**os.environ, **variables},
-        stderr=secondary,
-        stdout=subprocess.DEVNULL,
-    )
-    os.close(secondary)
-    shown = b""
-    with contextlib.suppress(OSError):  # how Linux says that the other end is closed
-        while part := os.read(primary, 65536):
-            shown += part
-    os.close(primary)
-    assert process.wait(timeout=60) == 0, shown.decode()
-    for word in (b"rollout", b"score", b"update", b"reward -", b"loss", b"left", b"epoch 2/2"):
-        assert word in shown
 
 
 BAD_INPUT = {

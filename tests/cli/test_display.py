@@ -209,6 +209,8 @@ def test_a_run_on_a_terminal_shows_curves_and_pictures(tmp_path: Path) -> None:
     text = written.decode()
     assert code == 0, text
     assert "diversity" in text
+    for word in ("rollout", "score", "update", "left", "epoch 2/2"):
+        assert word in text, word
     for word in ("reward    ", "loss      ", "base      ", "epoch 1   ", "█", HALF_BLOCK):
         assert word in text, word
     assert written.rfind(SHOW) > written.rfind(HIDE)
