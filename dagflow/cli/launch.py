@@ -7,9 +7,13 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dagflow.cli.console import complain
 from dagflow.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from dagflow.config import Config
 
 INTERRUPTED, FAILED = 130, 1
 PATIENCE = "300"  # seconds for processes to end a step and save
@@ -40,6 +44,22 @@ class Machines:
 def is_launched() -> bool:
     """Whether a launcher has started this process, and it is one of a group."""
     return "LOCAL_RANK" in os.environ
+
+
+def as_launched(resolved: Config) -> Config:
+    """The configuration with what accelerate's own asks for.
+
+    Raises UserError where that is something that dagflow does not do.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise UserError(
+            "accelerate's configuration asks for DeepSpeed. For a model too large for each device "
+            "dagflow uses FSDP: ask for that there, or set machine.shard."
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        machine = resolved.machine.model_copy(update={"shard": True})
+        return resolved.model_copy(update={"machine": machine})
+    return resolved
 
 
 def launch(machines: Machines, hint: str) -> int:

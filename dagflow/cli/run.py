@@ -15,7 +15,7 @@ import typer
 from dagflow import RunError, UserError
 from dagflow.cli.console import err, out
 from dagflow.cli.evaluate import print_evaluation
-from dagflow.cli.launch import INTERRUPTED, Machines, is_launched, launch
+from dagflow.cli.launch import INTERRUPTED, Machines, as_launched, is_launched, launch
 from dagflow.cli.report import print_page
 from dagflow.plugins import load_plugins
 
@@ -58,7 +58,7 @@ def run(
         from dagflow.engine.processes import processes
 
         with processes() as group:
-            resolved = group.from_main(resolve)
+            resolved = group.from_main(lambda: as_launched(resolve()))
             group.wait_at_most(resolved.machine.patience)
             _train(resolved, group, profile, resumed, pictures)
         return

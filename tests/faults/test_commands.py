@@ -15,6 +15,8 @@ import psutil
 import pytest
 
 from dagflow.engine.checkpoint import checkpoints, moment
+from dagflow.folder import read_config
+from tests.conftest import SHORT_OPTIONS
 from tests.faults.conftest import TWO_REWARDS, WITH_REPLAY, WORLD, ended, wait_for
 from tests.faults.killed import state
 
@@ -22,6 +24,7 @@ Begin = Callable[..., "subprocess.Popen[str]"]
 IN = ["ip", "netns", "exec"]
 DEVICE = "GLOO_SOCKET_IFNAME=wire"
 GRACE = 20  # seconds that a scheduler gives at least
+ACCELERATE = ("-m", "accelerate.commands.launch", "--num_machines=1", "--mixed_precision=no")
 
 
 def after(folder: Path, epoch: int) -> None:
@@ -205,8 +208,7 @@ def test_an_output_that_cannot_be_written_is_said(begin: Begin) -> None:
     [
         ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
         [
-            *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1"),
-            *("--mixed_precision=no", "--dynamo_backend=no", "--num_processes=2"),
+            *(*ACCELERATE, "--multi_gpu", "--dynamo_backend=no", "--num_processes=2"),
         ],
     ],
     ids=["torchrun", "accelerate"],
@@ -221,6 +223,32 @@ def test_other_launchers_start_the_same_run(
     )
     assert ended(ours)[0] == ended(other)[0] == 0
     assert state(tmp_path / "ours") == state(tmp_path / "other")
+
+
+def test_accelerates_wish_for_fsdp_is_granted(begin: Begin, tmp_path: Path) -> None:
+    launcher = [sys.executable, *ACCELERATE, "--use_fsdp", "--dynamo_backend=no"]
+    run = begin(
+        *("train", *SHORT_OPTIONS, "--output", "run"),
+        instead=[*launcher, "--num_processes=2", "-m", "dagflow"],
+    )
+    code, said = ended(run)
+    assert code == 0, said
+    assert read_config(tmp_path / "run").machine.shard
+
+
+def test_accelerates_wish_for_deepspeed_is_refused(begin: Begin, tmp_path: Path) -> None:
+    """By its variables: its launcher wants the package deepspeed."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    run = begin(
+        *(*WORLD, "--output", "run"),
+        before=["env", "ACCELERATE_USE_DEEPSPEED=true"],
+        instead=[*launcher, "--nproc-per-node=2", "-m", "dagflow"],
+    )
+    code, said = ended(run)
+    assert code != 0
+    assert "asks for DeepSpeed" in said
+    assert "machine.shard" in said
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture
