@@ -1,0 +1,150 @@
+"""No tensor of a run is left on the CPU by mistake: all of it on a device of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dagflow import Prompt
+from dagflow.checks.patient import Patient
+from dagflow.checks.runner import all_checks, examine
+from dagflow.draw import draw
+from dagflow.engine.scoring import place
+from dagflow.outcome import evaluate_checkpoint
+from dagflow.plugins import load_plugins
+from dagflow.policies.loading import load_policy
+from dagflow.prepare import Run
+from dagflow.train import resume, start
+from tests.conftest import merged, short_config
+from tests.elsewhere import Away, elsewhere
+from tests.measures.test_features import dino  # noqa: F401
+from tests.policies.test_ddpm import make_pipeline
+from tests.rewards.test_published import ALL, weights  # noqa: F401
+
+PAIRS = {"rollout": {"images_per_prompt": 2}}
+BRIEF = {  # each operator takes its time there
+    "epochs": 1,
+    "rollout": {"num_inference_steps": 3},
+    "update": {"batch_size": 6, "microbatch_size": 6, "flow_warmup": 1},
+    "evaluate": {"images": 2, "grid": 1},
+}
+RUNS: dict[str, dict[str, Any]] = {
+    "kl, current potentials, off-load": {
+        "objective": {"name": "kl", "normalise": True, "returns": 0.9},
+        "rollout": {"potential": "current"},
+        "machine": {"offload": True, "vae_slicing": True},
+    },
+    "db, replay, two rewards": {
+        "objective": {"name": "db"},
+        "rewards": {"jpeg-compressibility": {"normalise_epochs": 2}},
+        "replay": {"share": 0.25, "backward": 0.25},
+        "evaluate": {"rewards": {"jpeg-incompressibility": {}}},
+    },
+    "subtb, preview decoder": {
+        "objective": {"name": "subtb"},
+        "rollout": {"preview_decoder": "tiny", "potential_steps": 2},
+    },
+    "rtb, beta from a divergence": {"objective": {"name": "rtb", "beta": "auto:KL=0.5"}, **PAIRS},
+    "a world": {
+        "model": "world:gaussians-2d",
+        "rewards": {"world-density": {"world": "gaussians-2d"}},
+    },
+}
+MORE: dict[str, dict[str, Any]] = {
+    "tb": {"objective": {"name": "tb"}},
+    "vargrad": {"objective": {"name": "vargrad"}, **PAIRS},
+    "residual-db": {"objective": {"name": "residual-db"}},
+    "ddpo": {"objective": {"name": "ddpo"}},
+    "grpo": {"objective": {"name": "grpo"}, **PAIRS},
+}
+
+
+@pytest.fixture
+def away() -> Iterator[torch.device]:
+    with elsewhere() as device:
+        yield device
+
+
+def test_the_device_refuses_what_cuda_refuses(away: torch.device) -> None:
+    here, there = torch.ones(3), torch.ones(3, device=away)
+    assert isinstance(there, Away)
+    assert (there + torch.tensor(1.0)).tolist() == [2, 2, 2]
+    assert there[torch.tensor([0, 2])].tolist() == [1, 1]
+    assert there.cpu().equal(here)
+    refused: list[Callable[[], object]] = [
+        lambda: there + here,
+        lambda: torch.cat([there, here]),
+        lambda: here[torch.zeros(1, dtype=torch.int64, device=away)],
+        lambda: there.index_put_((torch.arange(2),), here[:2]),
+        lambda: torch.randn(3, generator=torch.Generator(), device=away),
+        lambda: there.numpy(),
+    ]
+    for call in refused:
+        with pytest.raises(RuntimeError):
+            call()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *(pytest.param(changes, id=name) for name, changes in RUNS.items()),
+        *(pytest.param(changes, id=name, marks=pytest.mark.slow) for name, changes in MORE.items()),
+    ],
+)
+def test_a_run_trains_resumes_and_is_evaluated(
+    away: torch.device, make_run: Callable[..., Run], changes: dict[str, Any]
+) -> None:
+    changes = merged(BRIEF, changes)
+    run = make_run(**changes)
+    assert run.policy.device == away
+    assert all(isinstance(parameter, Away) for parameter in run.policy.parameters())
+    start(run)
+    resume(make_run(**{**changes, "epochs": 2}))
+    again = evaluate_checkpoint(make_run(**changes))
+    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
+    assert sum("reward_mean" in json.loads(line) for line in lines) == 2
+    assert again.numbers["images"] == 2
+
+
+def test_a_model_of_pixels_trains(
+    away: torch.device, make_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    make_pipeline().save_pretrained(tmp_path / "model")
+    texts = {"name": "texts", "texts": ["x"]}
+    run = make_run(model=f"ddpm:{tmp_path / 'model'}", prompts=texts, **BRIEF)
+    assert isinstance(run.policy.parameters()[0], Away)
+    start(run)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_rewards_score_there(name: str, away: torch.device, weights: str) -> None:  # noqa: F811
+    reward = place(ALL[name](weights=weights), away)
+    scores = reward(torch.rand(2, 3, 64, 48, device=away), [Prompt("a cat"), Prompt("a dog")])
+    assert isinstance(scores, Away)
+    exact = place(ALL[name](weights=weights, exact=True), away)
+    assert isinstance(exact(torch.rand(1, 3, 64, 48, device=away), [Prompt("")]), Away)
+
+
+def test_features_measure_there(
+    away: torch.device,
+    make_run: Callable[..., Run],
+    dino: Path,  # noqa: F811
+) -> None:
+    start(make_run(**merged(BRIEF, {"evaluate": {"features": str(dino)}})))
+
+
+def test_pictures_are_drawn_there(away: torch.device) -> None:
+    policy = load_policy("tiny", "float32", away, 3.0)
+    assert draw(policy, ["a cat", "a dog"], 3, 2, 0).shape == (2, 3, 32, 32)
+
+
+def test_the_doctor_finds_nothing_there(away: torch.device, tmp_path: Path) -> None:
+    config = short_config(output=str(tmp_path / "run"))
+    patient = Patient(config, load_plugins(), away, tmp_path)
+    results = list(examine(patient, all_checks(patient, None), lambda *_: None))
+    assert not [result for result in results if result.status == "failed"]
