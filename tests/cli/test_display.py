@@ -83,6 +83,13 @@ def epochs(display: Display, count: int) -> None:
         display._live.refresh()
 
 
+def refreshed(display: Display, terminal: Terminal) -> list[str]:
+    """The rows of the terminal now, and not in the middle of what the display's own thread does."""
+    with display._live._lock:
+        display._live.refresh()
+        return terminal.rows()
+
+
 def test_a_curve_rises_from_the_lowest_to_the_highest_block() -> None:
     assert curve(range(8), 40) == BLOCKS
     assert curve([0, 0, 0, 0, 7, 7, 7, 7], 2) == "▁█"
@@ -98,8 +105,7 @@ def test_curves_alarms_and_pictures_fit_the_terminal(columns: int) -> None:
         display.pictures(torch.zeros(8, 3, 32, 32), 0)
         epochs(display, 3)
         display.say("Alarm: edge_density [x] has moved")
-        display._live.refresh()
-        rows = terminal.rows()
+        rows = refreshed(display, terminal)
     assert [row.split("  ")[0] for row in rows[:3]] == [f"epoch {k}/3" for k in (1, 2, 3)]
     assert rows[3] == "Alarm: edge_density [x] has moved"
     assert "epoch 3  rollout" in rows[4]
@@ -127,15 +133,13 @@ def test_what_stands_still_is_not_written_again() -> None:
     with Display(terminal.console) as display:
         display.pictures(torch.rand(8, 3, 32, 32), 0)
         epochs(display, 2)
-        before, written = terminal.rows(), len(terminal.getvalue())
+        before, written = refreshed(display, terminal), len(terminal.getvalue())
         display.advance(1)
-        display._live.refresh()
+        rows = refreshed(display, terminal)
         assert len(terminal.getvalue()) - written < 1000
-        rows = terminal.rows()
         assert [a == b for a, b in zip(rows, before, strict=True)].count(False) == 1
         terminal.console.print("said")
-        display._live.refresh()
-        assert terminal.rows() == [*rows[:2], "said", *rows[2:]]
+        assert refreshed(display, terminal) == [*rows[:2], "said", *rows[2:]]
 
 
 def test_a_terminal_that_becomes_smaller_is_filled_anew() -> None:
@@ -144,8 +148,7 @@ def test_a_terminal_that_becomes_smaller_is_filled_anew() -> None:
         display.pictures(torch.rand(8, 3, 32, 32), 0)
         epochs(display, 1)
         terminal.console.size = (60, 14)  # type: ignore[assignment]
-        display._live.refresh()
-        rows = [row for row in terminal.rows() if row.startswith(("reward", "base"))]
+        rows = [row for row in refreshed(display, terminal) if row.startswith(("reward", "base"))]
         assert [row.split()[0] for row in rows] == ["reward"]  # no room for pictures
 
 
@@ -156,7 +159,7 @@ def test_pictures_are_an_offer_of_the_terminal_that_may_be_refused() -> None:
         terminal.console.no_color = no_color
         with Display(terminal.console, pictures=pictures) as display:
             epochs(display, 1)
-            return HALF_BLOCK in "".join(terminal.rows())
+            return HALF_BLOCK in "".join(refreshed(display, terminal))
 
     assert shown(None)
     assert not shown(False)
@@ -262,8 +265,7 @@ def test_whoever_speaks_at_whatever_moment_spoils_nothing() -> None:
             display.advance(1)
             display._live.refresh()
         talker.join()
-        display._live.refresh()
-        rows = terminal.rows()
+        rows = refreshed(display, terminal)
         assert sum("rollout" in row for row in rows) == 1
         assert sum(row.startswith("epoch 2   ") for row in rows) == 1
         display._live._get_renderable = shown
