@@ -10,7 +10,7 @@ from pathlib import Path
 import jinja2
 
 from dagflow import __version__
-from dagflow.errors import UserError
+from dagflow.errors import UserError, described
 from dagflow.glossary import Term, explain
 from dagflow.page import charts, verdict, walls
 from dagflow.page.histogram import histogram
@@ -71,11 +71,22 @@ def write(folders: Sequence[Path], output: Path) -> Path:
 def build(folders: Sequence[Path], version: str = "") -> str:
     """The page as HTML. With a `version` it asks its own server for newer ones.
 
-    Raises UserError if a folder is no run, or there are too many for one page.
+    Raises UserError if a folder is no run or holds files that dagflow did not write so, or there
+    are too many for one page.
     """
     if len(folders) > MOST:
         raise UserError(f"{len(folders)} runs are too many for one page: {MOST} at most.")
     runs = read(folders)
+    try:
+        return _rendered(runs, version)
+    except Exception as error:  # of any kind: what is in a file may be anything
+        raise UserError(
+            f"no page can be made of {', '.join(map(str, folders))}: {described(error)}. Either a "
+            f"file there is not as dagflow wrote it (report.json, *.jsonl), or dagflow is wrong."
+        ) from error
+
+
+def _rendered(runs: Sequence[RunData], version: str) -> str:
     glossary = Glossary()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),

@@ -248,6 +248,24 @@ def test_what_is_no_run_is_said(run: Path, tmp_path: Path) -> None:
         build([tmp_path / "runs" / "one"])
 
 
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("report.json", '{"ranked": {"base": [0.5]}}'),
+        ("timings.jsonl", '{"epoch": 1, "rollout_seconds": 1e999, "update_seconds": 1e300}'),
+        ("sessions.jsonl", '{"versions": true}'),
+    ],
+)
+def test_files_that_are_not_a_runs_are_laid_to_nobody_elses_charge(
+    run: Path, tmp_path: Path, name: str, line: str
+) -> None:
+    folder = copy(run, tmp_path / "run")
+    (folder / name).write_text(line)
+    with pytest.raises(UserError, match=r"no page can be made of .*run: \w+: .* not as dagflow"):
+        write([folder], tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
 def test_the_command_says_where_the_page_is(dagflow, run: Path, tmp_path: Path) -> None:
     folder = copy(run, tmp_path / "run")
     assert dagflow("report", "run").stdout == "page      run/report.html\n"
