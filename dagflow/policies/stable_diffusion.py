@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,11 @@ from dagflow.types import PolicySpec
 
 ADAPTER = "default"
 CACHED_TEXTS = 1024
+
+
+def _speaks_of_the_unet(record: logging.LogRecord) -> bool:
+    """Of each LoRA for the UNet alone, diffusers says that it has nothing for the text encoder."""
+    return not record.getMessage().startswith("No LoRA keys associated to CLIPTextModel")
 
 
 class StableDiffusionPolicy:
@@ -254,10 +260,14 @@ class StableDiffusionPolicy:
 
         Raises UserError if the folder holds no LoRA for this network.
         """
+        warns = logging.getLogger("diffusers.loaders.lora_base")
+        warns.addFilter(_speaks_of_the_unet)
         try:
             self.pipeline.load_lora_weights(folder, adapter_name=ADAPTER)
         except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
             raise UserError(f"'{folder}' holds no LoRA for this model: {error}") from error
+        finally:
+            warns.removeFilter(_speaks_of_the_unet)
         if not getattr(self.unet, "peft_config", None):
             raise UserError(f"the LoRA in '{folder}' fits no layer of this model's UNet.")
 

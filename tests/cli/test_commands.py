@@ -67,7 +67,8 @@ def test_a_run_that_has_gained_enough_says_so_and_may_go_on(dagflow) -> None:
 def test_a_lora_folder_draws_like_its_run(dagflow, tmp_path: Path) -> None:
     assert dagflow("train", "--output", "run", "--objective", "db", *SHORT_OPTIONS).returncode == 0
     common = ("--prompt", "a cat", "-n", "2", "--num-inference-steps", "4", "--guidance-scale", "3")
-    assert dagflow("sample", "run", *common, "--output", "one").returncode == 0
+    done = dagflow("sample", "run", *common, "--output", "one")
+    assert (done.returncode, done.stderr) == (0, "")
     lora = "run/checkpoints/epoch-0002"
     assert dagflow("sample", lora, *common, "--output", "two").returncode == 0
     one, two = ((tmp_path / name / "grid.png").read_bytes() for name in ("one", "two"))
