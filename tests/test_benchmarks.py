@@ -33,3 +33,16 @@ def test_each_state_is_decoded_once_instead_of_twice(vs_literal) -> None:
     assert rows["current"] == (0, 5)
     assert rows["rollout"] == rows["rollout, preview decoder"] == (0, 5)
     assert rows["rollout, a quarter of the steps"] == (0, 2)
+
+
+def test_throughput_counts_work_against_what_the_device_can_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import throughput
+
+    options = Namespace(model="tiny", samples=2, steps=2, batch=2, rounds=1, compiled=False)
+    [row] = zip(*(column.cells for column in throughput.compared(options).columns), strict=True)
+    assert row[0] == "plain"
+    sampled, _, whole, _ = (float(cell.rstrip("%")) for cell in row[1:])
+    assert 0 < whole < sampled
