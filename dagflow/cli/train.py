@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # What may change when a run resumes:
 CHANGEABLE = {"epochs", "stop_at_gain", "checkpoint", "evaluate", "alarms", "machine", "tracking"}
-UNCHANGEABLE = ("watched", "images_per_prompt", "grid", "features")  # of evaluate
+FIXED_IN_EVALUATE = ("watched", "images_per_prompt", "grid", "features")
 GROUP: dict[str, Any] = {"rich_help_panel": "Several processes"}
 
 
@@ -197,7 +197,7 @@ def _resumed(folder: Path, settings: list[str]) -> Config:
             f"{', '.join(sorted(changed - CHANGEABLE))} cannot change when a run resumes; "
             f"only {', '.join(sorted(CHANGEABLE))} can."
         )
-    for name in UNCHANGEABLE:
+    for name in FIXED_IN_EVALUATE:
         if getattr(after.evaluate, name) != getattr(before.evaluate, name):
             raise UserError(f"evaluate.{name} cannot change when a run resumes: looks compare.")
     if after.epochs != before.epochs and (before.reward_budget or before.update.decay):
