@@ -13,13 +13,16 @@ from dagflow import PolicySpec
 
 GROUPS = 8
 HEADS = 4
+HEAD_CHANNELS = 16  # no head is narrower: what attention costs goes by heads, not by channels
 
 
 class FlowNetwork(nn.Module):
     """The down half of a UNet with cross-attention on the prompt, pooled to one number.
 
     Zhang et al., appendix on the flow network: channels (64, 128, 256, 256), global average pool,
-    one linear output, float32. The output layer starts at zero, so log F~ = 0 before training.
+    one linear output, float32. Attention has four heads where each gets at least 16 channels, as
+    with those widths, and fewer in narrower levels. The output layer starts at zero, so log F~ = 0
+    before training.
     """
 
     def __init__(self, spec: PolicySpec, channels: Sequence[int]) -> None:
@@ -34,7 +37,7 @@ class FlowNetwork(nn.Module):
                 out_channels=after,
                 temb_channels=4 * width,
                 resnet_groups=GROUPS,
-                num_attention_heads=HEADS,
+                num_attention_heads=max(1, min(HEADS, after // HEAD_CHANNELS)),
                 cross_attention_dim=spec.cross_attention_dim,
                 add_downsample=last is False,
             )
