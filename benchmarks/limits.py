@@ -1,6 +1,7 @@
 """How far an epoch is from what cannot be avoided.
 
-    python benchmarks/limits.py [--samples 16] [--steps 20] [--rounds 3]
+    python benchmarks/limits.py [--model tiny|sd15|FOLDER] [--samples 16] [--steps 20]
+        [--chunk 64] [--rounds 3]
 
 The update with `potential = "rollout"` against its bare guided forward and backward passes, and the
 rollout in latents, nothing decoded, against its bare guided passes; the same batches, in turns.
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,48 +21,54 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
-from workload import collected, configuration, in_turns, machine, prepared, size, updated, windows
+from models import Model, arguments, model
+from workload import collected, in_turns, machine, prepared, updated, windows
 
+from dagflow.collect import Epoch
 from dagflow.diffusion.noise import Stream, trajectory_noise
 from dagflow.engine.rollout import rollout
 from dagflow.prepare import Run
 
-CHUNK = 64
-
 
 def main() -> None:
-    options = size()
+    options = arguments().parse_args()
     console = Console(width=120)
     console.print(machine())
-    table = Table("", "seconds", "bare passes", "ratio")
+    with tempfile.TemporaryDirectory() as folder:
+        console.print(table(model(options.model, Path(folder)), options))
+
+
+def table(chosen: Model, options: argparse.Namespace) -> Table:
+    result = Table("", "seconds", "bare passes", "ratio", title=chosen.title)
     for title, objective in (("update, kl", None), ("update, ddpo (no flow)", {"name": "ddpo"})):
         changes = {"objective": objective} if objective else {}
-        config = configuration(options.samples, options.steps, CHUNK, **changes)
-        run = prepared(config)
+        run = prepared(chosen.configuration(options, **changes))
         data = collected(run)
 
-        def bare(run: Run = run, data: object = data) -> None:
+        def bare(run: Run = run, data: Epoch = data) -> None:
+            times = run.path.timesteps.to(run.policy.device)
             for window in windows(run, data):
-                for part in window.parts(CHUNK):
+                for part in window.parts(options.chunk):
                     b, i = part.places()
-                    latents, times = (
+                    latents, embeds = (
                         part.trajectories.latents[b, i],
-                        run.path.timesteps.to(i.device)[i],
+                        part.trajectories.prompt_embeds,
                     )
-                    embeds = part.trajectories.prompt_embeds[b]
-                    run.policy.predict(latents, times, embeds).guided.sum().backward()
+                    run.policy.predict(latents, times[i], embeds[b]).guided.sum().backward()
             run.learner.optimizer.zero_grad(set_to_none=True)
 
         ours = lambda run=run, data=data: updated(run, data)  # noqa: E731
-        _add(table, title, in_turns({"ours": ours, "bare": bare}, options.rounds))
-    _add(table, "rollout in latents", in_turns(_rollouts(run, options), options.rounds))
-    console.print(table)
+        _add(result, title, in_turns({"ours": ours, "bare": bare}, options.rounds))
+    _add(result, "rollout in latents", in_turns(_rollouts(run, options), options.rounds))
+    return result
 
 
-def _rollouts(run: Run, options: argparse.Namespace) -> dict[str, object]:
+def _rollouts(run: Run, options: argparse.Namespace) -> dict[str, Callable[[], None]]:
     shape, prompts = run.policy.latent_shape, run.prompts[: options.samples]
     indices = range(options.samples)
     noise = trajectory_noise(Stream.ROLLOUT, 0, 0, indices, options.steps, shape)
+    noise = noise.to(run.policy.device)
+    times = run.path.timesteps.to(run.policy.device)
     embeds = run.policy.encode([prompt.text for prompt in prompts])
     decode = run.policy.decode
 
@@ -71,8 +80,7 @@ def _rollouts(run: Run, options: argparse.Namespace) -> dict[str, object]:
     @torch.no_grad()
     def bare() -> None:
         for i in range(options.steps):
-            times = run.path.timesteps[i].expand(options.samples)
-            run.policy.predict(noise[:, i], times, embeds)
+            run.policy.predict(noise[:, i], times[i].expand(options.samples), embeds)
 
     return {"ours": ours, "bare": bare}
 

@@ -38,8 +38,9 @@ def _loss(run: Run, data: Epoch, beta: float, batch: Tensor, i: int) -> Tensor:
     objective, states = learner.objective, data.trajectories.latents
     x, x_next = states[batch, i], states[batch, i + 1]
     embeds = data.trajectories.prompt_embeds[batch]
-    times = [path.timesteps[k].expand(len(batch)) for k in (i, min(i + 1, path.steps))]
-    step = gaussian.step_from(path, torch.full((len(batch),), i))
+    known = path.timesteps.to(policy.device)
+    times = [known[k].expand(len(batch)) for k in (i, min(i + 1, path.steps))]
+    step = gaussian.step_from(path, torch.full((len(batch),), i, device=policy.device))
     guided = policy.predict(x, times[0], embeds).guided
     x0 = policy.predicted_x0(step.state, x, guided)
     log_pf = gaussian.log_pf(step, x, x_next, x0, learner.density)
@@ -66,12 +67,12 @@ def _reward(run: Run, data: Epoch, batch: Tensor, i: int) -> Tensor:
     policy, path = run.policy, run.path
     x = data.trajectories.latents[batch, i]
     if i < path.steps:
-        output = policy.predict_text(
-            x, path.timesteps[i].expand(len(batch)), data.trajectories.prompt_embeds[batch]
-        )
-        x = policy.predicted_x0(gaussian.state_at(path, torch.full((len(batch),), i)), x, output)
+        place = torch.full((len(batch),), i, device=policy.device)
+        times = path.timesteps.to(policy.device)[place]
+        output = policy.predict_text(x, times, data.trajectories.prompt_embeds[batch])
+        x = policy.predicted_x0(gaussian.state_at(path, place), x, output)
     prompts = [data.trajectories.prompts[k] for k in batch.tolist()]
-    return total(data.rewards, ask(data.rewards, policy.decode(x), prompts)())
+    return total(data.rewards, ask(data.rewards, policy.decode(x), prompts)()).to(policy.device)
 
 
 def literal_updates(run: Run, data: Epoch, every: Sequence[Window], together: int) -> None:

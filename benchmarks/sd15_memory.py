@@ -1,11 +1,12 @@
-"""The memory that SD v1.5's UNet takes to train at batch 1, against `dagflow doctor --estimate`.
+"""The least memory in which SD v1.5's shapes train, against `dagflow doctor --estimate`.
 
     python benchmarks/sd15_memory.py
 
-The real architecture with random weights, float32, on the CPU: one guided pass of one image forward
-and back through a LoRA of rank 4, in a process of its own, with gradient checkpointing and without.
-Printed: the peak above what the weights take, the estimate of it, and their ratio. bfloat16 halves
-both. Takes some minutes and 8 GB.
+The real architecture with random weights; each line is a process of its own. On a GPU: two updates
+of `kl` in bfloat16, sampling and decoding before them, for several micro-batches, with and without
+gradient checkpointing; the peak of all that the run holds there stands beside the estimate of it.
+On the CPU: one guided pass of one image in float32, forward and back; the peak above what the
+weights take beside what is saved for the backward pass. Takes some minutes and 8 GB there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import resource
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -21,41 +23,91 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
-from workload import machine
+from models import Model, model
+from workload import collected, machine, prepared, updated
 
-from dagflow.config import resolve
+from dagflow.config import Config, resolve
+from dagflow.estimate import estimate
+from dagflow.plugins import load_plugins
 from dagflow.policies.shapes import Shapes
+from dagflow.prepare import maker_of
 from dagflow.recipe import read_recipe
 
 MEGABYTE = 2**20
+
+
+KINDS = ("plain", "checkpointing")
+MICROBATCHES = (1, 4, 16)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--one", nargs="+", metavar="KIND [MICROBATCH FOLDER]")
+    one = parser.parse_args().one
+    if one:
+        print(measure_epoch(*one) if len(one) > 1 else measure(one[0] == "checkpointing"))
+        return
+    console = Console(width=120)
+    console.print(machine())
+    with tempfile.TemporaryDirectory() as folder:
+        console.print(on_gpu(Path(folder)) if torch.cuda.is_available() else on_cpu())
+
+
+def peak_of(*arguments: str) -> int:
+    """What this script prints for one line, in a process of its own."""
+    command = [sys.executable, __file__, "--one", *arguments]
+    return int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def on_gpu(folder: Path) -> Table:
+    table = Table("", "micro-batch", "peak, MB", "estimated", "ratio")
+    made = model("sd15", folder)
+    for kind in KINDS:
+        for chunk in MICROBATCHES:
+            peak = peak_of(kind, str(chunk), made.name)
+            config = whole(made, kind, chunk)
+            maker = maker_of(load_plugins(), "objective", "kl", config.objective)
+            counted = Shapes(config)
+            with torch.device("meta"):
+                found = estimate(config, counted, maker(counted.spec), 1)
+            estimated = found.peak_bytes // MEGABYTE
+            ratio = f"{peak / estimated:.2f}"
+            table.add_row(kind, str(chunk), f"{peak:,}", f"{estimated:,}", ratio)
+    return table
+
+
+def whole(made: Model, kind: str, chunk: int) -> Config:
+    """An epoch of a few images, sampled one at a time."""
+    size = argparse.Namespace(samples=4, steps=8, chunk=chunk)
+    machine_table = {"gradient_checkpointing": kind == "checkpointing"}
+    rollout = {"potential": "none", "batch_size": 1}
+    return made.configuration(size, rollout=rollout, machine=machine_table)
+
+
+def measure_epoch(kind: str, chunk: str, folder: str) -> int:
+    """Megabytes on the GPU at the peak of an epoch."""
+    made = Model("", folder, flow_channels=(64, 128, 256, 256))
+    run = prepared(whole(made, kind, int(chunk)))
+    updated(run, collected(run))
+    return torch.cuda.max_memory_allocated() // MEGABYTE
+
+
+def on_cpu() -> Table:
+    table = Table("", "weights, MB", "peak above, MB", "estimated", "ratio")
+    for kind in KINDS:
+        peak = peak_of(kind)
+        counted = shapes(kind == "checkpointing")
+        weights = sum(p.nbytes for p in counted.unet.parameters()) // MEGABYTE
+        estimated = counted.guided_pass().saved_bytes // MEGABYTE
+        ratio = f"{peak / estimated:.2f}"
+        table.add_row(kind, f"{weights:,}", f"{peak:,}", f"{estimated:,}", ratio)
+    return table
 
 
 def shapes(checkpointing: bool) -> Shapes:
     tree = read_recipe("paper-compressibility")
     tree |= {"dtype": "float32", "machine": {"gradient_checkpointing": checkpointing}}
     return Shapes(resolve(tree))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--one", choices=["plain", "checkpointing"])
-    one = parser.parse_args().one
-    if one:
-        print(measure(one == "checkpointing"))
-        return
-    console = Console(width=120)
-    console.print(machine())
-    table = Table("", "weights, MB", "peak above, MB", "estimated", "ratio")
-    for kind in ("plain", "checkpointing"):
-        command = [sys.executable, __file__, "--one", kind]
-        peak = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        counted = shapes(kind == "checkpointing")
-        weights = sum(p.nbytes for p in counted.unet.parameters()) // MEGABYTE
-        estimated = counted.guided_pass().saved_bytes // MEGABYTE
-        table.add_row(
-            kind, f"{weights:,}", f"{peak:,}", f"{estimated:,}", f"{peak / estimated:.2f}"
-        )
-    console.print(table)
 
 
 def measure(checkpointing: bool) -> int:

@@ -1,7 +1,7 @@
 """Images a second, and how much of the device that is; compiled too, where asked.
 
     python benchmarks/throughput.py [--model tiny|sd15|FOLDER] [--samples 16] [--steps 20]
-        [--batch 16] [--rounds 3] [--compiled]
+        [--chunk 16] [--rounds 3] [--compiled]
 
 Whole epochs of `kl` without potentials, all transitions trained on. `sd15` is a pipeline of SD
 v1.5's shapes with random weights; on a GPU networks are bfloat16. Work is the UNet's and the VAE's
@@ -23,41 +23,35 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
-from workload import collected, configuration, in_turns, machine, prepared, updated
+from models import Model, arguments, model
+from workload import collected, in_turns, machine, prepared, synchronize, updated
 
 from dagflow.config import Config
-from dagflow.policies.loading import default_device, load_pipeline
-from dagflow.policies.shapes import SD15, Shapes
+from dagflow.policies.loading import default_device
+from dagflow.policies.shapes import Shapes
 
 SIDE = {"cuda": 8192, "cpu": 2048}  # of the matrices
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", default="tiny")
-    parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = arguments(chunk=16)
     parser.add_argument("--compiled", action="store_true")
     options = parser.parse_args()
     console = Console(width=120)
     with tempfile.TemporaryDirectory() as folder:
-        if options.model == "sd15":
-            options.model = str(random_sd15(Path(folder) / "sd15"))
-        console.print(compared(options))
+        console.print(compared(model(options.model, Path(folder)), options))
 
 
-def compared(options: argparse.Namespace) -> Table:
+def compared(chosen: Model, options: argparse.Namespace) -> Table:
     """A row for the epochs as they are, and one for compiled ones."""
-    samples, steps, batch = options.samples, options.steps, options.batch
+    samples, steps = options.samples, options.steps
     rows = {}
     for compiled in (False, True) if options.compiled else (False,):
-        config = configuration(
-            *(samples, steps, batch),
-            rollout={"potential": "none", "batch_size": batch},
+        config = chosen.configuration(
+            options,
+            rollout={"potential": "none", "batch_size": options.chunk},
             machine={"compile": compiled},
-        ).model_copy(update={"model": options.model})
+        )
         rows["compiled" if compiled else "plain"] = seconds(config, options.rounds)
     shapes = Shapes(config)
     guided, peak = shapes.guided_pass(), matrix_rate(shapes.dtype)
@@ -65,7 +59,7 @@ def compared(options: argparse.Namespace) -> Table:
     back = samples * steps * guided.both_flops
     rate = f"{peak / 1e12:.3g} tera-FLOPs a second in a matrix product"
     columns = ("sampled, images/s", "of peak", "whole epoch, images/s", "of peak")
-    table = Table("", *columns, title=f"{place()}, {shapes.dtype}\n{rate}")
+    table = Table("", *columns, title=f"{machine()}, {shapes.dtype}\n{rate}")
     for name, took in rows.items():
         whole = took["rollout"] + took["update"]
         table.add_row(
@@ -86,11 +80,9 @@ def seconds(config: Config, rounds: int) -> dict[str, float]:
 
     def rollout() -> None:
         data[0] = collected(run)
-        synchronize()
 
     def update() -> None:
         updated(run, data[0])
-        synchronize()
 
     in_turns({"rollout": rollout, "update": update}, 1)
     return in_turns({"rollout": rollout, "update": update}, rounds)
@@ -109,35 +101,6 @@ def matrix_rate(dtype: torch.dtype) -> float:
         synchronize()
         least = min(least, time.perf_counter() - began)
     return 2 * side**3 / least
-
-
-def random_sd15(folder: Path) -> Path:
-    """The embedded pipeline's classes in SD v1.5's shapes, with random weights in bfloat16."""
-    pipeline = load_pipeline("tiny", torch.float32)
-    torch.manual_seed(0)
-    for name, table in SD15.items():
-        old = getattr(pipeline, name)
-        if name == "text_encoder":
-            changed = type(old.config).from_dict({**old.config.to_dict(), **table})
-            network = type(old)(changed)
-        else:
-            known = {k: v for k, v in old.config.items() if not k.startswith("_")}
-            network = type(old).from_config({**(known if name == "vae" else {}), **table})
-        torch.nn.Module.to(network, torch.bfloat16)  # without the warning of diffusers
-        setattr(pipeline, name, network)
-    pipeline.save_pretrained(folder)
-    return folder
-
-
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def place() -> str:
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    return machine()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """A whole epoch, rollout and update, against the authors' procedure (literal.py), in one run.
 
-    python benchmarks/vs_literal.py [--samples 16] [--steps 20] [--rounds 3]
+    python benchmarks/vs_literal.py [--model tiny|sd15|FOLDER] [--samples 16] [--steps 20]
+        [--chunk 64] [--rounds 3]
 
 On the embedded model, and on one whose VAE decodes at the price of SD v1.5's. First the gradients
-of one update are compared, from the same trajectories, and what passes is counted.
+of one update of the embedded model are compared, from the same trajectories, in float32, and what
+passes is counted.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 from literal import literal_update, literal_updates
+from models import Model, arguments, models
 from workload import (
     PLAIN_KL,
     collected,
@@ -29,11 +32,9 @@ from workload import (
     in_turns,
     machine,
     prepared,
-    size,
     smooth,
     updated,
     windows,
-    with_costly_decoder,
 )
 
 from dagflow.prepare import Run
@@ -42,26 +43,25 @@ CHUNK = 64
 CURRENT = {"potential": "current"}
 
 
-def variants(steps: int) -> dict[str, dict[str, object]]:
+def variants(model: Model, steps: int) -> dict[str, dict[str, object]]:
     """Settings of the rollout by what is shown for them."""
     return {
         "current": CURRENT,
         "rollout": {"potential": "rollout"},
-        "rollout, preview decoder": {"preview_decoder": "tiny"},
+        "rollout, preview decoder": {"preview_decoder": model.preview_decoder},
         "rollout, a quarter of the steps": {"potential_steps": steps // 4},
     }
 
 
 def main() -> None:
-    options = size()
+    options = arguments().parse_args()
     console = Console(width=120)
     console.print(machine())
     for name in ("db", "kl"):
         console.print(f"{name}: gradients differ by {difference(name, options.steps):.1e}")
     with tempfile.TemporaryDirectory() as folder:
-        costly = with_costly_decoder(Path(folder))
-        for title, model in (("tiny", "tiny"), ("a decoder as costly as SD v1.5's", str(costly))):
-            console.print(table(title, model, options))
+        for model in models(options.model, Path(folder)):
+            console.print(table(model, options))
 
 
 def difference(name: str, steps: int) -> float:
@@ -71,6 +71,7 @@ def difference(name: str, steps: int) -> float:
         objective = {key: objective[key] for key in ("name", "beta", "returns", "flow_channels")}
     unclipped = {"max_grad_norm": 1e12}
     config = configuration(8, steps, CHUNK, objective=objective, rollout=CURRENT, update=unclipped)
+    config = config.model_copy(update={"dtype": "float32"})
     found = []
     for literal in (False, True):
         run = smooth(prepared(config))
@@ -101,22 +102,27 @@ def shake(run: Run) -> None:
     """Move all weights from their special beginning."""
     source = torch.Generator().manual_seed(5)
     for parameter in [*run.policy.parameters(), *run.learner.objective_parameters]:
-        parameter.data += 0.02 * torch.randn(parameter.shape, generator=source)
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=source).to(parameter.device)
 
 
-def table(title: str, model: str, options: argparse.Namespace) -> Table:
-    changes = variants(options.steps)
-    runs = {name: variant(model, options, rollout) for name, rollout in changes.items()}
-    plain = variant(model, options, {"potential": "none"})
+def table(model: Model, options: argparse.Namespace) -> Table:
+    changes = variants(model, options.steps)
+    runs = {
+        name: prepared(model.configuration(options, rollout=rollout))
+        for name, rollout in changes.items()
+    }
+    plain = prepared(model.configuration(options, rollout={"potential": "none"}))
+    together = min(options.samples // 2, options.chunk)
 
     def literal() -> None:
         data = collected(plain)
-        literal_updates(plain, data, list(windows(plain, data)), options.samples // 2)
+        literal_updates(plain, data, list(windows(plain, data)), together)
 
     epochs = {"literal": literal}
     epochs |= {name: (lambda run=run: epoch(run)) for name, run in runs.items()}
     seconds = in_turns(epochs, options.rounds)
-    result = Table("", "seconds", "ratio", "UNet passes beyond the guided", "decoded", title=title)
+    columns = ("", "seconds", "ratio", "UNet passes beyond the guided", "decoded")
+    result = Table(*columns, title=model.title)
     for name, function in epochs.items():
         run = runs.get(name, plain)
         with counted(run) as seen:
@@ -127,11 +133,6 @@ def table(title: str, model: str, options: argparse.Namespace) -> Table:
             name, f"{seconds[name]:.1f}", f"{ratio:.2f}", f"{share[0]:.1f}", f"{share[1]:.1f}"
         )
     return result
-
-
-def variant(model: str, options: argparse.Namespace, rollout: dict[str, object]) -> Run:
-    config = configuration(options.samples, options.steps, CHUNK, rollout=rollout)
-    return prepared(config.model_copy(update={"model": model}))
 
 
 if __name__ == "__main__":

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 
 from dagflow.collect import Epoch, collect
 from dagflow.config import Config, resolve
@@ -41,10 +39,16 @@ class Silent(Watcher):
     def epoch_done(self, epoch: int, epochs: int) -> None: ...
 
 
-def configuration(samples: int, steps: int, chunk: int, **tables: Mapping[str, Any]) -> Config:
+def configuration(
+    samples: int,
+    steps: int,
+    chunk: int,
+    flow_channels: Sequence[int] = (16, 32, 64),
+    **tables: Mapping[str, Any],
+) -> Config:
     """The recipe `tiny`, of so many trajectories and steps, all trained on in two updates."""
     tree = read_recipe("tiny")
-    tree["objective"] = {**PLAIN_KL, "flow_channels": tree["objective"]["flow_channels"]}
+    tree["objective"] = {**PLAIN_KL, "flow_channels": list(flow_channels)}
     tree["rollout"] |= {"samples_per_epoch": samples, "num_inference_steps": steps}
     tree["rollout"]["batch_size"] = min(32, samples)
     tree["update"] |= {"batch_size": samples * steps // 2, "microbatch_size": chunk}
@@ -87,8 +91,10 @@ def in_turns(functions: Mapping[str, Callable[[], None]], rounds: int) -> dict[s
     least = dict.fromkeys(functions, float("inf"))
     for _ in range(rounds):
         for name, function in functions.items():
+            synchronize()
             began = time.perf_counter()
             function()
+            synchronize()
             least[name] = min(least[name], time.perf_counter() - began)
     return least
 
@@ -119,35 +125,16 @@ def counted(run: Run) -> Iterator[Counter[str]]:
             delattr(policy, name)
 
 
-def with_costly_decoder(folder: Path) -> Path:
-    """The embedded pipeline with a random VAE whose decoder costs about 3.5 UNet forwards."""
-    from dagflow.policies.loading import load_pipeline
-
-    pipeline = load_pipeline("tiny", torch.float32)
-    torch.manual_seed(0)
-    pipeline.vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(112, 112),
-        latent_channels=4,
-        norm_num_groups=8,
-        sample_size=32,
-    )
-    pipeline.save_pretrained(folder)
-    return folder
-
-
-def size() -> argparse.Namespace:
-    """The size of what is timed, from the command line."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=3)
-    return parser.parse_args()
+def synchronize() -> None:
+    """Wait until a GPU has done what it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def machine() -> str:
     """What the figures are from."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     cpu = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):

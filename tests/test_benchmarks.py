@@ -25,8 +25,8 @@ def test_gradients_are_those_of_the_literal_procedure(vs_literal, name) -> None:
 
 
 def test_each_state_is_decoded_once_instead_of_twice(vs_literal) -> None:
-    options = Namespace(samples=4, steps=4, rounds=1)
-    table = vs_literal.table("tiny", "tiny", options)
+    options = Namespace(samples=4, steps=4, rounds=1, chunk=64)
+    table = vs_literal.table(vs_literal.Model("tiny", "tiny"), options)
     names, _, _, passes, decoded = (list(column.cells) for column in table.columns)
     rows = dict(zip(names, zip(map(float, passes), map(float, decoded), strict=True), strict=True))
     assert rows["literal"] == (7, 9)  # x0hat at both ends of 4 transitions, but not of the image
@@ -41,8 +41,9 @@ def test_throughput_counts_work_against_what_the_device_can_do(
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import throughput
 
-    options = Namespace(model="tiny", samples=2, steps=2, batch=2, rounds=1, compiled=False)
-    [row] = zip(*(column.cells for column in throughput.compared(options).columns), strict=True)
+    options = Namespace(samples=2, steps=2, chunk=2, rounds=1, compiled=False)
+    table = throughput.compared(throughput.Model("tiny", "tiny"), options)
+    [row] = zip(*(column.cells for column in table.columns), strict=True)
     assert row[0] == "plain"
     sampled, _, whole, _ = (float(cell.rstrip("%")) for cell in row[1:])
     assert 0 < whole < sampled
