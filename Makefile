@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-lowest test-newest package worlds parity docs docs-serve
+.PHONY: help setup demo test test-all test-gpu test-lowest test-newest package worlds parity docs docs-serve
 .PHONY: reference lint format tiny-model clean
 
 help: ## Show this list
@@ -25,6 +25,9 @@ test: setup lint ## All tests but the slow ones, types and style
 
 test-all: setup lint ## Slow tests too
 	$(BIN)/pytest -n 2 -m ''
+
+test-gpu: setup ## The tests of training, rewards and drawing on a device, on a GPU
+	DAGFLOW_TEST_GPU=1 $(BIN)/pytest -n 2 -m '' tests/test_elsewhere.py
 
 test-lowest: build/lowest/installed ## The tests, with the oldest of all that pyproject.toml allows
 	build/lowest/bin/pytest -n 2

@@ -45,10 +45,10 @@ def _loss(run: Run, data: Epoch, beta: float, batch: Tensor, i: int) -> Tensor:
     x0 = policy.predicted_x0(step.state, x, guided)
     log_pf = gaussian.log_pf(step, x, x_next, x0, learner.density)
     log_pb = gaussian.log_pb(step, x, x_next, learner.density)
-    log_flow = objective.flow(x, times[0], embeds) + beta * _reward(run, data, batch, i)
+    log_flow = objective.flow(x, times[0], embeds.float()) + beta * _reward(run, data, batch, i)
     log_flow_next = beta * _reward(run, data, batch, i + 1)
     if i + 1 < path.steps:
-        log_flow_next = log_flow_next + objective.flow(x_next, times[1], embeds)
+        log_flow_next = log_flow_next + objective.flow(x_next, times[1], embeds.float())
     drift = (guided - data.trajectories.noise_pred[batch, i]).pow(2).flatten(1).mean(1)
     penalty = learner.settings.regulariser * drift
     if run.config.objective.name == "db":

@@ -189,6 +189,8 @@ class MachineTable(Table):
     """Keep an epoch's trajectories in main memory, and only an update's on the device."""
     shard: bool = False
     """Divide the frozen UNet among the processes (FSDP2): for one too large for each device."""
+    deterministic: bool = False
+    """The same numbers in every run on a GPU, by slower kernels; an operator without one fails."""
     patience: float = Field(1800.0, gt=0)
     """Seconds after which a process gives up another that does not answer, as one cut off."""
 

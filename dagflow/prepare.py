@@ -13,7 +13,7 @@ from torch import Tensor
 from dagflow.config import Config, OpenTable, RewardTable
 from dagflow.diffusion.path import GaussianPath
 from dagflow.engine.learner import Learner, make_learner
-from dagflow.engine.machine import compile_networks, prepare_policy
+from dagflow.engine.machine import compile_networks, prepare_device, prepare_policy
 from dagflow.engine.processes import ALONE, Processes
 from dagflow.engine.prompts import as_prompts, heldout_prompts
 from dagflow.engine.replay import Kept, given_images
@@ -129,6 +129,7 @@ def prepare(
     source, prompts = load_prompts(config, registry)
 
     device = default_device()
+    prepare_device(device, config.machine)
     rollout = config.rollout
     policy = load_policy(
         config.model,

@@ -24,6 +24,8 @@ from dagflow.plugins import load_plugins
 from dagflow.prepare import Run, prepare
 
 torch.set_num_threads(1)
+if not os.environ.get("DAGFLOW_TEST_GPU"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests know the numbers of a CPU
 
 SHORT: dict[str, Any] = {
     "epochs": 2,

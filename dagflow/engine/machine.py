@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -14,6 +15,13 @@ from dagflow.errors import UserError
 from dagflow.policies.policy import Policy
 
 BACKEND = "inductor"  # of torch.compile
+
+
+def prepare_device(device: torch.device, settings: MachineTable) -> None:
+    """What has to be settled before anything is computed on the device."""
+    if settings.deterministic and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
 
 
 def prepare_policy(policy: Policy, settings: MachineTable, processes: Processes = ALONE) -> None:

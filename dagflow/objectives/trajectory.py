@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -124,8 +125,9 @@ class SubTrajectoryBalance(nn.Module):
         first, last = batch.log_z[:, None], batch.log_reward[:, None]
         log_flow = torch.cat([first, batch.log_flow, last], 1)  # (B, T+2)
         steps = torch.cat([batch.log_p0[:, None], batch.log_pf - batch.log_pb], 1)
-        sums = torch.cat([torch.zeros_like(first), steps.cumsum(1)], 1)
-        sums = sums - log_flow
+        before = torch.zeros_like(batch.log_z)
+        passed = list(accumulate(steps.unbind(1), initial=before))  # cumsum may differ on CUDA
+        sums = torch.stack(passed, 1) - log_flow
         delta = sums[:, None, :] - sums[:, :, None]  # of the stretch from state m to state n
         lengths = torch.arange(sums.shape[1], device=sums.device)
         lengths = lengths[None, :] - lengths[:, None]
