@@ -25,17 +25,10 @@ class Model:
     preview_decoder: str = "tiny"
     flow_channels: tuple[int, ...] = (16, 32, 64)
 
-    def configuration(
-        self, options: argparse.Namespace, chunk: int = 0, **tables: Mapping[str, Any]
-    ) -> Config:
+    def configuration(self, options: argparse.Namespace, **tables: Mapping[str, Any]) -> Config:
         """Epochs of `options` on this model; tables as in a recipe."""
-        config = configuration(
-            options.samples,
-            options.steps,
-            chunk or options.chunk,
-            flow_channels=self.flow_channels,
-            **tables,
-        )
+        size = (options.samples, options.steps, options.chunk)
+        config = configuration(*size, flow_channels=self.flow_channels, **tables)
         return config.model_copy(update={"model": self.name})
 
 

@@ -117,6 +117,20 @@ def test_a_run_trains_resumes_and_is_evaluated(
     assert again.numbers["images"] == 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["kl", "subtb"])
+def test_a_deterministic_run_is_the_same_again(
+    away: torch.device, make_run: Callable[..., Run], tmp_path: Path, name: str
+) -> None:
+    changes = {"objective": {"name": name}, "machine": {"deterministic": True}}
+    ends = []
+    for folder in ("one", "two"):
+        run = make_run(**merged(BRIEF, changes), output=str(tmp_path / folder))
+        start(run)
+        ends.append(run.policy.weights())
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+
+
 def test_a_model_of_pixels_trains(
     away: torch.device, make_run: Callable[..., Run], tmp_path: Path
 ) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from dagflow import UserError, train
+from dagflow.config import MachineTable
+from dagflow.engine.machine import prepare_device
 from dagflow.engine.update import update
 from dagflow.policies.shapes import Shapes
 from tests.conftest import first_window, short_config
@@ -54,6 +58,20 @@ def test_a_window_alone_has_its_trajectories_and_the_same_gradients(make_run) ->
         found.append(gradients(run, window))
     for a, b in zip(*found, strict=True):
         assert torch.equal(a, b)
+
+
+def test_only_a_gpu_is_told_to_be_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    settings = MachineTable(deterministic=True)
+    try:
+        prepare_device(torch.device("cpu"), settings)
+        assert not torch.are_deterministic_algorithms_enabled()
+        prepare_device(torch.device("cuda"), settings)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_slices_decode_to_the_same_images(make_run) -> None:
