@@ -18,6 +18,8 @@ class JpegSize:
     Raises UserError for a quality outside 1 to 95 (Pillow's range).
     """
 
+    concurrency = 2  # Pillow compresses beside Python, so sampling need not wait
+
     def __init__(self, quality: int, sign: int) -> None:
         if not 1 <= quality <= 95:
             raise UserError(f"quality = {quality}: JPEG quality goes from 1 to 95.")
