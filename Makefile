@@ -27,7 +27,7 @@ test-all: setup lint ## Slow tests too
 	$(BIN)/pytest -n 2 -m ''
 
 test-gpu: setup ## The tests of training, rewards and drawing on a device, on a GPU
-	DAGFLOW_TEST_GPU=1 $(BIN)/pytest -n 2 -m '' tests/test_elsewhere.py
+	CUBLAS_WORKSPACE_CONFIG=:4096:8 DAGFLOW_TEST_GPU=1 $(BIN)/pytest -n 2 -m '' tests/test_elsewhere.py
 
 test-lowest: build/lowest/installed ## The tests, with the oldest of all that pyproject.toml allows
 	build/lowest/bin/pytest -n 2

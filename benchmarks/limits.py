@@ -64,7 +64,8 @@ def table(chosen: Model, options: argparse.Namespace) -> Table:
 
 
 def _rollouts(run: Run, options: argparse.Namespace) -> dict[str, Callable[[], None]]:
-    shape, prompts = run.policy.latent_shape, run.prompts[: options.samples]
+    shape = run.policy.latent_shape
+    prompts = [run.prompts[k % len(run.prompts)] for k in range(options.samples)]
     indices = range(options.samples)
     noise = trajectory_noise(Stream.ROLLOUT, 0, 0, indices, options.steps, shape)
     noise = noise.to(run.policy.device)

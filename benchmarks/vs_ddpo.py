@@ -36,7 +36,7 @@ def table(model: Model, options: argparse.Namespace) -> Table:
     kinds = {
         "kl": {},
         "kl, preview decoder": {"preview_decoder": model.preview_decoder},
-        "kl, potentials on a quarter of the steps": {"potential_steps": options.steps // 4},
+        "kl, potentials on a quarter of the steps": {"potential_steps": max(1, options.steps // 4)},
         "kl, no potentials": {"potential": "none"},
     }
     configs = {name: model.configuration(options, rollout=table) for name, table in kinds.items()}

@@ -270,15 +270,14 @@ def _build(
 
 
 def weighted(label: str, reward: Reward, table: RewardTable) -> WeightedReward:
-    overlaps = hasattr(reward, "concurrency")
     return WeightedReward(
         label,
         reward,
         table.weight,
         normalise_epochs=table.normalise_epochs,
         background=_background(label, reward),
-        overlaps=overlaps,
-        timeout=None if overlaps else table.timeout,
+        overlaps=hasattr(reward, "concurrency"),
+        timeout=None if getattr(reward, "own_timeout", False) else table.timeout,
     )
 
 

@@ -102,8 +102,8 @@ class Reward(Protocol):
     images: float32 (B, 3, height, width) in [0, 1]; prompts: B of them. Returns (B,), finite.
     An `nn.Module` is moved to the device, frozen and put in eval mode by the engine. One with a
     method `open_log(folder: Path)` is told the run's directory when the run begins. One with an
-    int `concurrency` is called from other threads, so many calls at a time, while sampling goes on,
-    and keeps its own time; others must answer within `timeout`.
+    int `concurrency` is called from other threads, so many calls at a time, while sampling goes on.
+    All must answer within `timeout`, but for one whose `own_timeout` is true, which sees to it.
     """
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor: ...

@@ -18,10 +18,15 @@ BACKEND = "inductor"  # of torch.compile
 
 
 def prepare_device(device: torch.device, settings: MachineTable) -> None:
-    """What has to be settled before anything is computed on the device."""
-    if settings.deterministic and device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+    """What has to be settled before anything is computed on the device.
+
+    A process that has multiplied matrices on a GPU before needs CUBLAS_WORKSPACE_CONFIG from its
+    start on; else torch says so.
+    """
+    if device.type == "cuda":
+        if settings.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(settings.deterministic)
 
 
 def prepare_policy(policy: Policy, settings: MachineTable, processes: Processes = ALONE) -> None:

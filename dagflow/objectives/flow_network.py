@@ -37,7 +37,7 @@ class FlowNetwork(nn.Module):
                 out_channels=after,
                 temb_channels=4 * width,
                 resnet_groups=GROUPS,
-                num_attention_heads=max(1, min(HEADS, after // HEAD_CHANNELS)),
+                num_attention_heads=heads(after),
                 cross_attention_dim=spec.cross_attention_dim,
                 add_downsample=last is False,
             )
@@ -56,6 +56,12 @@ class FlowNetwork(nn.Module):
             hidden, _ = block(hidden, emb, encoder_hidden_states=prompt_embeds)
         pooled = torch.nn.functional.silu(self.norm(hidden)).mean((2, 3))
         return self.head(pooled).squeeze(1)  # type: ignore[no-any-return]
+
+
+def heads(channels: int) -> int:
+    """Of attention in a level: as many as divide its channels and keep to both limits."""
+    fitting = (n for n in range(2, HEADS + 1) if channels % n == 0)
+    return max((n for n in fitting if channels // n >= HEAD_CHANNELS), default=1)
 
 
 def _levels(channels: Sequence[int]) -> list[tuple[int, int, bool]]:

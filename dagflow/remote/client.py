@@ -64,6 +64,7 @@ class RemoteReward:
     """
 
     concurrency = 2  # a batch is scored while the next one travels
+    own_timeout = True
 
     def __init__(
         self,

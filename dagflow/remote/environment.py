@@ -151,6 +151,7 @@ class IsolatedReward:
     """
 
     concurrency = RemoteReward.concurrency
+    own_timeout = True
 
     def __init__(
         self,

@@ -70,6 +70,8 @@ def test_only_a_gpu_is_told_to_be_deterministic(monkeypatch: pytest.MonkeyPatch)
         prepare_device(torch.device("cuda"), settings)
         assert torch.are_deterministic_algorithms_enabled()
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        prepare_device(torch.device("cuda"), MachineTable())
+        assert not torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
 

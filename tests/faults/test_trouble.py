@@ -17,9 +17,14 @@ import torch
 from safetensors import safe_open
 
 from dagflow import PluginError, RunError, UserError
+from dagflow.config import RewardTable
 from dagflow.engine.checkpoint import BEST, SUMS, checkpoints, damage, point
 from dagflow.engine.scoring import Background, WeightedReward
+from dagflow.prepare import weighted
+from dagflow.remote.client import RemoteReward
+from dagflow.remote.environment import IsolatedReward
 from dagflow.train import resume, start
+from dagflow_rewards.jpeg import JpegSize
 from tests.conftest import Silent
 
 
@@ -112,6 +117,18 @@ def test_a_device_too_small_for_one_says_what_to_set(make_run) -> None:
     run.policy.predict = none
     with pytest.raises(RunError, match="one trajectory and one transition at a time: set"):
         start(run)
+
+
+def test_all_rewards_have_a_timeout_but_those_with_their_own() -> None:
+    def own(images: Any, prompts: Any) -> Any: ...
+
+    own.own_timeout = True  # type: ignore[attr-defined]
+    table = RewardTable(timeout=5.0)
+    files = weighted("x", JpegSize(95, -1), table)
+    assert (files.overlaps, files.timeout) == (True, 5.0)
+    assert weighted("x", own, table).timeout is None
+    assert RemoteReward.own_timeout
+    assert IsolatedReward.own_timeout
 
 
 @pytest.mark.parametrize("overlaps", [False, True])

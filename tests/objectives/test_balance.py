@@ -8,6 +8,7 @@ from dagflow import PolicySpec, Transitions, UserError
 from dagflow.diffusion import path as gaussian
 from dagflow.diffusion.path import GaussianPath
 from dagflow.objectives.balance import KL, DetailedBalance
+from dagflow.objectives.flow_network import heads
 from dagflow.objectives.flows import flow_network
 from dagflow.objectives.regression import square
 
@@ -165,6 +166,11 @@ def test_flow_network_starts_at_zero_and_sees_state_time_and_prompt() -> None:
         flow(latents, times, embeds.flip(1) + 1),
     ):
         assert not torch.allclose(value, other)
+
+
+def test_no_head_of_attention_is_narrow_and_all_divide_their_level() -> None:
+    found = {width: heads(width) for width in (8, 16, 32, 48, 56, 64, 128, 256)}
+    assert found == {8: 1, 16: 1, 32: 2, 48: 3, 56: 2, 64: 4, 128: 4, 256: 4}
 
 
 def test_flow_network_refuses_widths_that_do_not_divide() -> None:
