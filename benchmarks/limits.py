@@ -50,11 +50,9 @@ def table(chosen: Model, options: argparse.Namespace) -> Table:
             for window in windows(run, data):
                 for part in window.parts(options.chunk):
                     b, i = part.places()
-                    latents, embeds = (
-                        part.trajectories.latents[b, i],
-                        part.trajectories.prompt_embeds,
-                    )
-                    run.policy.predict(latents, times[i], embeds[b]).guided.sum().backward()
+                    latents = part.trajectories.latents[b, i]
+                    embeds = part.trajectories.prompt_embeds[b]
+                    run.policy.predict(latents, times[i], embeds).guided.sum().backward()
             run.learner.optimizer.zero_grad(set_to_none=True)
 
         ours = lambda run=run, data=data: updated(run, data)  # noqa: E731

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
-from workload import configuration
+from workload import FLOW_CHANNELS, configuration
 
 from dagflow.config import Config
 from dagflow.policies.loading import load_pipeline
 from dagflow.policies.shapes import SD15
+
+SD15_FLOW_CHANNELS = (64, 128, 256, 256)  # the paper's
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Model:
     name: str
     """As `--model` of dagflow takes it."""
     preview_decoder: str = "tiny"
-    flow_channels: tuple[int, ...] = (16, 32, 64)
+    flow_channels: tuple[int, ...] = FLOW_CHANNELS
 
     def configuration(self, options: argparse.Namespace, **tables: Mapping[str, Any]) -> Config:
         """Epochs of `options` on this model; tables as in a recipe."""
@@ -48,7 +50,7 @@ def model(name: str, folder: Path) -> Model:
     torch.manual_seed(0)
     AutoencoderTiny().save_pretrained(folder / "preview")
     title, path = "SD v1.5's shapes, random weights", str(random_sd15(folder / "sd15"))
-    return Model(title, path, str(folder / "preview"), (64, 128, 256, 256))
+    return Model(title, path, str(folder / "preview"), SD15_FLOW_CHANNELS)
 
 
 def models(name: str, folder: Path) -> list[Model]:

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
-from models import Model, model
+from models import SD15_FLOW_CHANNELS, Model, model
 from workload import collected, machine, prepared, updated
 
 from dagflow.config import Config, resolve
@@ -34,8 +34,6 @@ from dagflow.prepare import maker_of
 from dagflow.recipe import read_recipe
 
 MEGABYTE = 2**20
-
-
 KINDS = ("plain", "checkpointing")
 MICROBATCHES = (1, 4, 16)
 
@@ -86,7 +84,7 @@ def whole(made: Model, kind: str, chunk: int) -> Config:
 
 def measure_epoch(kind: str, chunk: str, folder: str) -> int:
     """Megabytes on the GPU at the peak of an epoch."""
-    made = Model("", folder, flow_channels=(64, 128, 256, 256))
+    made = Model("", folder, flow_channels=SD15_FLOW_CHANNELS)
     run = prepared(whole(made, kind, int(chunk)))
     updated(run, collected(run))
     return torch.cuda.max_memory_allocated() // MEGABYTE

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from literal import literal_update, literal_updates
 from models import Model, arguments, models
 from workload import (
+    FLOW_CHANNELS,
     PLAIN_KL,
     collected,
     configuration,
@@ -67,7 +68,7 @@ def main() -> None:
 
 def difference(name: str, steps: int) -> float:
     """Largest relative distance between our gradients and the literal ones, of any matrix."""
-    objective = {**PLAIN_KL, "name": name, "flow_channels": [16, 32, 64]}
+    objective = {**PLAIN_KL, "name": name, "flow_channels": list(FLOW_CHANNELS)}
     if name == "db":
         objective = {key: objective[key] for key in ("name", "beta", "returns", "flow_channels")}
     unclipped = {"max_grad_norm": 1e12}

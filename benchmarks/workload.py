@@ -27,6 +27,7 @@ from dagflow.prepare import Run, Watcher, prepare
 from dagflow.recipe import read_recipe
 
 BETA = 20.0
+FLOW_CHANNELS = (16, 32, 64)  # of the recipe `tiny`
 PLAIN_KL = {"name": "kl", "beta": BETA, "clip": 3e-2, "returns": 0.0, "coefficient": 1.0}
 
 
@@ -43,7 +44,7 @@ def configuration(
     samples: int,
     steps: int,
     chunk: int,
-    flow_channels: Sequence[int] = (16, 32, 64),
+    flow_channels: Sequence[int] = FLOW_CHANNELS,
     **tables: Mapping[str, Any],
 ) -> Config:
     """The recipe `tiny`, of so many trajectories and steps, all trained on in two updates."""

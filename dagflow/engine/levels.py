@@ -65,7 +65,8 @@ def first_levels(
             else gaussian.log_pb(step, states[:, i], states[:, i + 1], density)
         )
         gaps.append(sampled.log_pf[:, i] - backward)
-    due = [-float(rest) for rest in mean(torch.stack(gaps, 1)).cpu().flip(0).cumsum(0).flip(0)]
+    steps = mean(torch.stack(gaps, 1)).cpu()  # where cumsum is deterministic
+    due = [-float(rest) for rest in steps.flip(0).cumsum(0).flip(0)]
     *flows, log_z = mean(_untrained(learner, path, sampled)).tolist()
     fixed = [value - flow for value, flow in zip(due, flows, strict=True)]
     rewards = mean(potentials)

@@ -126,7 +126,8 @@ class SubTrajectoryBalance(nn.Module):
         log_flow = torch.cat([first, batch.log_flow, last], 1)  # (B, T+2)
         steps = torch.cat([batch.log_p0[:, None], batch.log_pf - batch.log_pb], 1)
         before = torch.zeros_like(batch.log_z)
-        passed = list(accumulate(steps.unbind(1), initial=before))  # cumsum may differ on CUDA
+        # not by cumsum, which has no deterministic kernel on CUDA
+        passed = list(accumulate(steps.unbind(1), initial=before))
         sums = torch.stack(passed, 1) - log_flow
         delta = sums[:, None, :] - sums[:, :, None]  # of the stretch from state m to state n
         lengths = torch.arange(sums.shape[1], device=sums.device)
