@@ -34,7 +34,7 @@ def draw(
     the number of images that advanced by a step. Raises UserError for a number of steps that
     cannot be.
     """
-    path = policy.path(num_inference_steps)
+    path = policy.path(num_inference_steps).on(policy.device)
     if not isinstance(policy, StableDiffusionPolicy):
         sampler = Sampler(policy, path, batch_size, seed, Stream.SAMPLE, progress)
         return sampler.images([Prompt(text) for text in prompts])

@@ -139,7 +139,7 @@ def prepare(
         rollout.preview_decoder,
         whole=not config.machine.shard,
     )
-    path = policy.path(rollout.num_inference_steps)
+    path = policy.path(rollout.num_inference_steps).on(policy.device)
     policy.add_weights(config.lora, config.seed)
     prepare_policy(policy, config.machine, processes)
     rewards = _build(config.rewards, make_rewards, device)

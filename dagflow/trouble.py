@@ -54,7 +54,7 @@ def keep_batch(run: Run, window: Window, position: Position) -> Path:
         "potential": window.potentials[b, i],
         "next_potential": window.potentials[b, i + 1],
     }
-    texts = {f"prompt.{k}": taken.prompts[k].text for k in sorted(set(b.tolist()))}
+    texts = {f"prompt.{k}": taken.prompts[k].text for k in sorted(set(window.rows[:, 0].tolist()))}
     file.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"beta": str(window.beta), **texts}
     save_file({name: values.contiguous() for name, values in tensors.items()}, file, metadata)

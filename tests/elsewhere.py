@@ -25,6 +25,9 @@ aten = torch.ops.aten
 CROSSING = {aten.copy_.default, aten._to_copy.default}
 INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
 INDEXED |= {aten._index_put_impl_.default, aten._unsafe_index.Tensor}
+READING = {aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default}
+READING |= {aten._unique2.default, aten.unique_dim.default, aten.masked_select.default}
+waited: list[str] = []  # operators for which a CPU waits until the device has done all before
 _ask, _flatten = scoring._ask, safetensors.torch._flatten_as_ptr
 
 
@@ -51,6 +54,7 @@ class Away(Tensor):
         return f"Away({self.here!r})"
 
     def tolist(self) -> Any:
+        waited.append("tolist")
         return self.here.tolist()
 
     @classmethod
@@ -81,6 +85,8 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         raise RuntimeError(f"{func}: a generator of the CPU")
     if known and func not in CROSSING:
         _refuse_two_devices(func, args, tensors)
+    if _waits(func, args, kwargs, there):
+        waited.append(str(func))
     args, kwargs = tree_map(lambda x: x.here if isinstance(x, Away) else x, (args, kwargs))
 
     def placed(value: Any) -> Any:
@@ -99,6 +105,17 @@ def _refuse_two_devices(func: Any, args: Any, tensors: list[Tensor]) -> None:
     if any(not isinstance(tensor, Away) and tensor.dim() for tensor in tensors):
         kinds = ", ".join(f"{type(x).__name__} {tuple(x.shape)}" for x in tensors)
         raise RuntimeError(f"{func}: tensors of two devices: {kinds}")
+
+
+def _waits(func: Any, args: Any, kwargs: dict[str, Any], there: bool) -> bool:
+    """Whether the CPU waits for that device, to know its numbers or to send it some."""
+    if func in CROSSING:
+        source = args[1] if func is aten.copy_.default else args[0]
+        return isinstance(source, Away) is not there and not kwargs.get("non_blocking")
+    if func in INDEXED:
+        indices = [x for x in args[1] if x is not None]
+        return there and any(not isinstance(x, Away) or x.dtype is torch.bool for x in indices)
+    return func in READING and any(isinstance(x, Away) for x in args)
 
 
 def _stored(tensors: dict[str, Tensor], *rest: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ from dagflow import Prompt
 from dagflow.checks.patient import Patient
 from dagflow.checks.runner import all_checks, examine
 from dagflow.draw import draw
+from dagflow.engine.rollout import rollout
 from dagflow.engine.scoring import place
+from dagflow.engine.update import update
 from dagflow.outcome import evaluate_checkpoint
 from dagflow.plugins import load_plugins
 from dagflow.policies.loading import load_policy
 from dagflow.prepare import Run
 from dagflow.train import resume, start
-from tests.conftest import merged, short_config
-from tests.elsewhere import elsewhere
+from tests.conftest import first_window, merged, short_config
+from tests.elsewhere import elsewhere, waited
 from tests.measures.test_features import dino  # noqa: F401
 from tests.policies.test_ddpm import make_pipeline
 from tests.rewards.test_published import ALL, weights  # noqa: F401
@@ -134,6 +137,31 @@ def test_a_deterministic_run_is_the_same_again(
         start(run)
         ends.append(run.policy.weights() | run.learner.objective.state_dict())
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+
+
+@pytest.mark.parametrize("name", ["kl", "db", "subtb", "ddpo", "vargrad"])
+def test_nothing_waits_for_the_device_between_micro_batches_and_steps(
+    away: torch.device, make_run: Callable[..., Run], name: str
+) -> None:
+    if away.type == "cuda":
+        pytest.skip("the device that only refuses counts for what a CPU waits")
+    found = []
+    for size, steps in ((6, 3), (2, 3), (2, 4)):
+        changes = {"objective": {"name": name}, "update": {"microbatch_size": size}}
+        run = make_run(**merged(merged(BRIEF, PAIRS), changes))
+        path = run.policy.path(steps).on(away)
+        window = first_window(replace(run, path=path))
+        noise = torch.randn(4, steps + 1, *run.policy.latent_shape)
+        waits = []
+        for work in (
+            lambda: rollout(run.policy, path, run.prompts[:4], noise, "mean"),  # noqa: B023
+            lambda: update(run.learner, window),  # noqa: B023
+        ):
+            waited.clear()
+            work()
+            waits.append(sorted(waited))
+        found.append(waits)
+    assert found[0] == found[1] == found[2]
 
 
 def test_a_model_of_pixels_trains(

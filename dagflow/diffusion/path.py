@@ -9,7 +9,9 @@ from state i (at t) to state i + 1 (at s < t).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -32,6 +34,30 @@ class GaussianPath:
         """T."""
         return len(self.alpha) - 1
 
+    def on(self, device: torch.device) -> GaussianPath:
+        """The same on a device, where nothing waits for its numbers any more."""
+        alpha, sigma, timesteps = (x.to(device) for x in (self.alpha, self.sigma, self.timesteps))
+        return replace(self, alpha=alpha, sigma=sigma, timesteps=timesteps)
+
+    def times(self, index: Tensor) -> Tensor:
+        """What the network is told at the states numbered `index` (B,) int64, on its device."""
+        return self.timesteps.to(index.device)[index]
+
+    @cached_property
+    def coefficients(self) -> Tensor:
+        """Of each step, in the order in which `Step` has them, (7, T) float32.
+
+        With a = alpha_t / alpha_s and v = sigma_t^2 - a^2 sigma_s^2:
+        p(x_s | x_t) = N((a sigma_s^2 x_t + alpha_s v x0hat) / sigma_t^2, v sigma_s^2 / sigma_t^2),
+        q(x_t | x_s) = N(a x_s, v).
+        """
+        var, a = self.sigma**2, self.alpha[:-1] / self.alpha[1:]
+        var_t, var_s, alpha_s = var[:-1], var[1:], self.alpha[1:]
+        v = var_t - a**2 * var_s
+        mean = (a * var_s / var_t, alpha_s * v / var_t)
+        state = (self.alpha[:-1], self.sigma[:-1])
+        return torch.stack([*state, *mean, v * var_s / var_t, a, v]).float()
+
 
 class State(NamedTuple):
     """Coefficients of B states, each (B, 1, 1, 1) float32."""
@@ -53,25 +79,19 @@ class Step(NamedTuple):
 
 def state_at(path: GaussianPath, index: Tensor) -> State:
     """Coefficients of the states numbered `index` (B,) int64 in [0, T], on its device."""
-    return State(_column(path.alpha, index), _column(path.sigma, index))
+    both = torch.stack([path.alpha, path.sigma]).float()
+    return State(*_columns(both, index))
 
 
 def step_from(path: GaussianPath, index: Tensor) -> Step:
-    """Coefficients of the steps numbered `index` (B,) int64 in [0, T), on the device of `index`.
-
-    With a = alpha_t / alpha_s and v = sigma_t^2 - a^2 sigma_s^2:
-    p(x_s | x_t) = N((a sigma_s^2 x_t + alpha_s v x0hat) / sigma_t^2, v sigma_s^2 / sigma_t^2),
-    q(x_t | x_s) = N(a x_s, v).
-    """
-    var, a = path.sigma**2, path.alpha[:-1] / path.alpha[1:]
-    var_t, var_s, alpha_s = var[:-1], var[1:], path.alpha[1:]
-    v = var_t - a**2 * var_s
-    coefficients = (a * var_s / var_t, alpha_s * v / var_t, v * var_s / var_t, a, v)
-    return Step(state_at(path, index), *(_column(values, index) for values in coefficients))
+    """Coefficients of the steps numbered `index` (B,) int64 in [0, T), on the device of `index`."""
+    alpha, sigma, *others = _columns(path.coefficients, index)
+    return Step(State(alpha, sigma), *others)
 
 
-def _column(values: Tensor, index: Tensor) -> Tensor:
-    return values.to(index.device)[index].float().view(-1, 1, 1, 1)
+def _columns(table: Tensor, index: Tensor) -> Iterator[Tensor]:
+    """Of each row those numbers, (B, 1, 1, 1)."""
+    return iter(table.to(index.device)[:, index].view(len(table), -1, 1, 1, 1))
 
 
 def predicted_x0(state: State, latents: Tensor, output: Tensor, prediction_type: str) -> Tensor:

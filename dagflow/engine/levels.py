@@ -29,8 +29,8 @@ class Levels:
     log_z: tuple[float, float]  # fixed, and times beta
 
     def of_flow(self, beta: float, index: Tensor) -> Tensor:
-        """At states `index` (B,) int64 in [0, T], (B,); zero at T."""
-        both = torch.tensor([[*self.fixed, 0.0], [*self.earned, 0.0]], device=index.device)
+        """At states `index` (B,) int64 in [0, T], on the CPU, (B,); zero at T."""
+        both = torch.tensor([[*self.fixed, 0.0], [*self.earned, 0.0]])
         return (both[0] + beta * both[1])[index]
 
     def of_log_z(self, beta: float) -> float:

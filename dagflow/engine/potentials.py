@@ -10,7 +10,7 @@ from torch import Tensor
 from dagflow.diffusion import path as gaussian
 from dagflow.engine.learner import Learner
 from dagflow.engine.scoring import Scores, WeightedReward, ask, total
-from dagflow.engine.window import Window
+from dagflow.engine.window import Window, sent
 from dagflow.profiling import span
 
 
@@ -32,26 +32,26 @@ class CurrentPotentials:
         """`states`: those of each trajectory that have a potential; others have zero."""
         self._learner, self._rewards = learner, rewards
         self.window = window.with_potentials(window.potentials.clone())
-        self._missing = torch.zeros_like(window.potentials, dtype=torch.bool)
+        self._missing = torch.zeros(window.potentials.shape, dtype=torch.bool)
         self._missing[:, list(states)] = True
         self._asked: list[tuple[Tensor, Tensor, Scores]] = []
 
     @torch.no_grad()
     def see(self, part: Window, text: Tensor) -> None:
         """Ask about the states that some rows begin from; text: their output (M, C, H, W)."""
-        b, i = part.places()
-        new = self._missing[b, i]
-        if not new.any():
+        new = self._missing[part.rows.unbind(1)].nonzero().flatten()
+        if not len(new):
             return
-        b, i = b[new], i[new]
+        rows = part.rows[new]
+        b, i = part.part(rows).places()
         policy, trajectories = self._learner.policy, self.window.trajectories
         state = gaussian.state_at(self.window.path, i)
-        x0 = policy.predicted_x0(state, trajectories.latents[b, i], text[new])
-        prompts = [trajectories.prompts[k] for k in b.tolist()]
+        x0 = policy.predicted_x0(state, trajectories.latents[b, i], text[sent(new, text.device)])
+        prompts = [trajectories.prompts[k] for k in rows[:, 0].tolist()]
         with span("decode"):
             images = policy.preview(x0)
         self._asked.append((b, i, ask(self._rewards, images, prompts)))
-        self._missing[b, i] = False
+        self._missing[rows.unbind(1)] = False
 
     def settle(self) -> None:
         """Wait for all scores that were asked."""
@@ -63,12 +63,11 @@ class CurrentPotentials:
     def complete(self, part: Window) -> None:
         """Pass the states at either end of these rows that nothing has passed yet, and settle."""
         rows = torch.cat([part.rows, part.rows + torch.tensor([0, 1])]).unique(dim=0)
-        b, i = part.part(rows).places()
-        rows = rows[self._missing[b, i].cpu()]
+        rows = rows[self._missing[rows.unbind(1)]]
         policy, trajectories = self._learner.policy, self.window.trajectories
         for missing in part.part(rows).parts(self._learner.settings.microbatch_size):
             b, i = missing.places()
-            times = self.window.path.timesteps.to(policy.device)[i]
+            times = self.window.path.times(i)
             embeds = trajectories.prompt_embeds[b]
             with span("forward"):
                 text = policy.predict_text(trajectories.latents[b, i], times, embeds)

@@ -50,7 +50,7 @@ def rollout(
         x = latents[-1]
         place = torch.full((len(x),), i, device=policy.device)
         step = gaussian.step_from(path, place)
-        times = path.timesteps.to(policy.device)[place]
+        times = path.times(place)
         with traced("rollout"), span("rollout"):
             prediction = policy.predict(x, times, embeds)
         x0 = policy.predicted_x0(step.state, x, prediction.guided)
@@ -100,7 +100,7 @@ def _noiseless(policy: Policy, path: GaussianPath, latents: Tensor, embeds: Tens
     index = torch.full((len(latents),), path.steps, device=policy.device)
     state = gaussian.state_at(path, index)
     with policy.base():
-        prediction = policy.predict(latents, path.timesteps.to(policy.device)[index], embeds)
+        prediction = policy.predict(latents, path.times(index), embeds)
     return policy.predicted_x0(state, latents, prediction.guided)
 
 

@@ -17,7 +17,7 @@ before.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -43,6 +43,7 @@ from dagflow.profiling import span, traced
 from dagflow.types import Transitions
 
 FLOWS = ("log_flow", "log_flow_next")
+Sums = dict[str, tuple[float, int]]  # of some items, and their number, by name
 
 
 class Passed(NamedTuple):
@@ -61,13 +62,13 @@ def update(learner: Learner, given: Window | CurrentPotentials) -> dict[str, flo
     current = given if isinstance(given, CurrentPotentials) else None
     window = given.window if isinstance(given, CurrentPotentials) else given
 
-    def gradients() -> Averages:
+    def gradients() -> Sums:
         metrics = Averages()
         if learner.objective.needs.trajectories:
             _whole_trajectories(learner, window, current, metrics)
         else:
             _single_transitions(learner, window, current, metrics)
-        return metrics
+        return metrics.read()
 
     return _step(learner, learner.processes.share(gradients), learner.policy.parameters())
 
@@ -134,7 +135,7 @@ def warm_up(learner: Learner, window: Window) -> dict[str, float]:
     """One step of the objective's own parameters alone, with the rollout's log_pf."""
     parts = window.parts(learner.settings.microbatch_size)
 
-    def gradients() -> Averages:
+    def gradients() -> Sums:
         metrics = Averages()
         if learner.objective.needs.trajectories:
             slopes = _slopes(learner, window, [part.log_pf_old for part in parts], metrics)
@@ -147,7 +148,7 @@ def warm_up(learner: Learner, window: Window) -> dict[str, float]:
             for part in parts:
                 batch = numbers(learner, part, part.log_pf_old.requires_grad_(), whole)
                 _objective_backward(learner, batch, window.total, metrics)
-        return metrics
+        return metrics.read()
 
     return _step(learner, learner.processes.share(gradients), [])
 
@@ -157,7 +158,7 @@ def pass_rows(learner: Learner, part: Window, current: CurrentPotentials | None)
     policy, trajectories = learner.policy, part.trajectories
     b, i = part.places()
     x = trajectories.latents[b, i]
-    times = part.path.timesteps.to(policy.device)[i]
+    times = part.path.times(i)
     with span("forward"):
         prediction = policy.predict(x, times, trajectories.prompt_embeds[b])
     if current:
@@ -255,7 +256,7 @@ def _objective_backward(
 
 
 def _step(
-    learner: Learner, told: Sequence[Averages], policy_parameters: list[nn.Parameter]
+    learner: Learner, told: Sequence[Sums], policy_parameters: list[nn.Parameter]
 ) -> dict[str, float]:
     """Add up the processes' gradients, clip each group, step, and forget the gradients.
 
@@ -271,9 +272,9 @@ def _step(
     groups = {"policy": policy_parameters, "flow": learner.objective_parameters}
     for name, parameters in groups.items():
         if parameters:
-            norm = nn.utils.clip_grad_norm_(parameters, limit)
-            norms[f"{name}_grad_norm"] = float(norm)
-            if not norm.isfinite():
+            norm = float(nn.utils.clip_grad_norm_(parameters, limit))
+            norms[f"{name}_grad_norm"] = norm
+            if not math.isfinite(norm):
                 raise NotFinite(f"the gradient of the {name} is not finite; the step was not taken")
     with span("optimizer"):
         try:
@@ -285,22 +286,30 @@ def _step(
 
 
 class Averages:
-    """Sums over the items of all micro-batches, and their number, by name."""
+    """Sums over the items of all micro-batches, and their number, by name.
+
+    They stay on the device until they are read, so that the CPU goes on meanwhile.
+    """
 
     def __init__(self) -> None:
-        self.sums: defaultdict[str, float] = defaultdict(float)
-        self.counts: defaultdict[str, int] = defaultdict(int)
+        self._sums: dict[str, Tensor] = {}
+        self._counts: Counter[str] = Counter()
 
     def add(self, name: str, values: Tensor) -> None:
-        self.sums[name] += float(values.detach().sum())
-        self.counts[name] += values.numel()
+        more = values.detach().sum().double()
+        self._sums[name] = self._sums[name] + more if name in self._sums else more
+        self._counts[name] += values.numel()
+
+    def read(self) -> Sums:
+        """By name, the sum and the number."""
+        return {name: (float(total), self._counts[name]) for name, total in self._sums.items()}
 
 
-def means(told: Sequence[Averages]) -> dict[str, float]:
+def means(told: Sequence[Sums]) -> dict[str, float]:
     """Over the items of all processes."""
-    every = Averages()
-    for averages in told:
-        for name in averages.sums:
-            every.sums[name] += averages.sums[name]
-            every.counts[name] += averages.counts[name]
-    return {name: every.sums[name] / every.counts[name] for name in every.sums}
+    every: Sums = {}
+    for sums in told:
+        for name, (total, count) in sums.items():
+            before = every.get(name, (0.0, 0))
+            every[name] = (before[0] + total, before[1] + count)
+    return {name: total / count for name, (total, count) in every.items()}

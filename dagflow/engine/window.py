@@ -32,7 +32,7 @@ class Window:
     trajectories: Trajectories
     potentials: Tensor  # (B, T+1)
     path: GaussianPath
-    rows: Tensor  # (M, 2) int64: trajectory, step
+    rows: Tensor  # (M, 2) int64: trajectory, step; on the CPU, which thus never waits for them
     beta: float
     final_beta: float
     levels: Levels
@@ -67,7 +67,7 @@ class Window:
 
     def places(self) -> tuple[Tensor, Tensor]:
         """Trajectory and step of each row, on the device of the trajectories."""
-        b, i = self.rows.to(self.trajectories.latents.device).unbind(1)
+        b, i = sent(self.rows, self.trajectories.latents.device).unbind(1)
         return b, i
 
     @property
@@ -75,6 +75,11 @@ class Window:
         """Of each row, under the network that sampled, (M,)."""
         b, i = self.places()
         return self.trajectories.log_pf[b, i]
+
+
+def sent(numbers: Tensor, device: torch.device) -> Tensor:
+    """The same on a device, for which the CPU does not wait; it would for all asked before."""
+    return numbers.to(device, non_blocking=True)
 
 
 def numbers(
@@ -102,21 +107,22 @@ def numbers(
         log_p_base=trajectories.log_p_base[b, i]
         if needs.log_p_base and trajectories.log_p_base is not None
         else None,
-        **(_rewards(part, b) if needs.rewards else {}),
+        **(_rewards(part) if needs.rewards else {}),
     )
 
 
-def _rewards(part: Window, b: Tensor) -> dict[str, Tensor]:
-    """What trajectories b earned, times beta, and which trajectory and prompt each one is.
+def _rewards(part: Window) -> dict[str, Tensor]:
+    """What each row's trajectory earned, times beta, and which trajectory and prompt it is.
 
     A prompt's number is a hash of its text, which is what the policy is told: the same in all
     processes.
     """
-    texts = [prompt.text for prompt in part.trajectories.prompts]
+    (b, _), prompts = part.places(), part.trajectories.prompts
+    hashes = torch.tensor([_hash(prompts[k].text) for k in part.rows[:, 0].tolist()])
     return {
         "log_reward": part.beta * part.potentials[b, -1],
         "trajectory": part.trajectories.index[b],
-        "prompt": torch.tensor([_hash(texts[k]) for k in b.tolist()], device=b.device),
+        "prompt": sent(hashes, b.device),
     }
 
 
@@ -128,32 +134,33 @@ def _hash(text: str) -> int:
 
 def flows(learner: Learner, part: Window) -> tuple[Tensor, Tensor]:
     """log F at both ends of each row, (M,) each; a state that two rows share is evaluated once."""
-    b, i = part.places()
-    states = part.path.steps + 1
-    ends = b * states + i
-    distinct, place = torch.cat([ends, ends + 1]).unique(return_inverse=True)
-    values = log_flow(learner, part, distinct // states, distinct % states)[place]
-    return values[: len(b)], values[len(b) :]
+    rows = part.rows
+    ends = torch.cat([rows, rows + torch.tensor([0, 1])])
+    distinct, place = ends.unique(dim=0, return_inverse=True)
+    values = log_flow(learner, part.part(distinct))
+    both: Tensor = values[sent(place, values.device)]
+    return both[: len(rows)], both[len(rows) :]
 
 
-def log_flow(learner: Learner, part: Window, b: Tensor, i: Tensor) -> Tensor:
-    """log F of states i of trajectories b: F_phi plus beta * potential; at the end beta * reward.
+def log_flow(learner: Learner, states: Window) -> Tensor:
+    """log F of states (M,), as rows up to T: F_phi plus beta * potential; at the end beta * reward.
 
     Forward-looking flow, equation 10 of the paper, above the step's level. F_phi counts in units of
     the log-density, so that with `sum` it is multiplied by D.
     """
-    objective, trajectories = cast(FlowObjective, learner.objective), part.trajectories
-    inner = i < part.path.steps
-    places = (b[inner], i[inner])
-    times = part.path.timesteps.to(i.device)[places[1]]
-    embeds = trajectories.prompt_embeds[places[0]].float()
+    objective, trajectories = cast(FlowObjective, learner.objective), states.trajectories
+    inner = states.rows[:, 1] < states.path.steps
+    b, i = states.part(states.rows[inner]).places()
+    embeds = trajectories.prompt_embeds[b].float()
     with span("flow"):
-        learned = objective.flow(trajectories.latents[places], times, embeds)
-    known = part.potentials[b, i]
+        learned = objective.flow(trajectories.latents[b, i], states.path.times(i), embeds)
+    level = sent(states.levels.of_flow(states.beta, states.rows[:, 1]), learned.device)
+    known = states.potentials[states.places()]
     if not objective.needs.potentials:
-        known = known * ~inner
-    above = part.beta * known + part.levels.of_flow(part.beta, i)
-    return torch.zeros_like(above).masked_scatter(inner, learner.scale * learned) + above
+        known = known * sent(~inner, learned.device)
+    above = states.beta * known + level
+    at = sent(inner.nonzero().flatten(), learned.device)
+    return above.index_add(0, at, learner.scale * learned)
 
 
 @torch.no_grad()

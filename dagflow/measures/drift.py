@@ -37,7 +37,7 @@ def drift(policy: Policy, path: GaussianPath, trajectories: Trajectories) -> Dri
         step = gaussian.step_from(path, place)
         x = trajectories.latents[rows, place]
         now = trajectories.noise_pred[rows, place]
-        times = path.timesteps.to(policy.device)[place]
+        times = path.times(place)
         with policy.base():
             base = policy.predict(x, times, trajectories.prompt_embeds).guided.to(now.dtype)
         now, base = now.float(), base.float()

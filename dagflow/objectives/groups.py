@@ -29,13 +29,13 @@ def advantages(batch: Transitions, within_groups_only: bool) -> Tensor:
     assert window.log_reward is not None
     assert batch.prompt is not None
     assert batch.log_reward is not None
-    numbers, place = window.trajectory.unique(return_inverse=True)
-    rows = torch.arange(len(place), device=place.device)
-    one = torch.zeros_like(numbers).scatter_(0, place, rows)  # a row of each trajectory
-    rewards = window.log_reward[one]
-    alike = (batch.prompt[:, None] == window.prompt[one]).float()  # (B, trajectories)
+    numbers, order = window.trajectory.sort(stable=True)
+    counts = torch.ones_like(numbers, dtype=torch.float32)  # of each trajectory one row
+    counts[1:] = (numbers[1:] != numbers[:-1]).float()
+    rewards = window.log_reward[order]
+    alike = (batch.prompt[:, None] == window.prompt[order]) * counts  # (B, M)
     alone = alike.sum(1, keepdim=True) < 2
-    shares = alike if within_groups_only else torch.where(alone, torch.ones_like(alike), alike)
+    shares = alike if within_groups_only else torch.where(alone, counts, alike)
     shares = shares / shares.sum(1, keepdim=True)
     mean = shares @ rewards
     deviation = (shares * (rewards - mean[:, None]) ** 2).sum(1).sqrt()

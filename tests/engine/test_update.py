@@ -214,7 +214,8 @@ def test_without_potentials_the_flow_is_learned_inside_and_given_at_the_end(make
     learned = run.learner.objective.flow(data.latents[:, 1], run.path.timesteps[i[:count]], embeds)
     given = window.beta * score(run.rewards, data.images, data.prompts)
     torch.testing.assert_close(
-        window_log_flow(run.learner, window, b, i), torch.cat([learned, given])
+        window_log_flow(run.learner, window.part(torch.stack([b, i], 1))),
+        torch.cat([learned, given]),
     )
 
 
