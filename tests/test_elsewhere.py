@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,15 @@ import torch
 from dagflow import Prompt
 from dagflow.checks.patient import Patient
 from dagflow.checks.runner import all_checks, examine
+from dagflow.diffusion.path import GaussianPath
 from dagflow.draw import draw
 from dagflow.engine.rollout import rollout
-from dagflow.engine.scoring import place
+from dagflow.engine.scoring import WeightedReward, ask, place
 from dagflow.engine.update import update
 from dagflow.outcome import evaluate_checkpoint
 from dagflow.plugins import load_plugins
 from dagflow.policies.loading import load_policy
+from dagflow.policies.policy import Policy
 from dagflow.prepare import Run
 from dagflow.train import resume, start
 from tests.conftest import first_window, merged, short_config
@@ -154,7 +156,7 @@ def test_nothing_waits_for_the_device_between_micro_batches_and_steps(
         noise = torch.randn(4, steps + 1, *run.policy.latent_shape)
         waits = []
         for work in (
-            lambda: rollout(run.policy, path, run.prompts[:4], noise, "mean"),  # noqa: B023
+            lambda: sampled_and_asked(run.policy, path, run.prompts[:4], noise),  # noqa: B023
             lambda: update(run.learner, window),  # noqa: B023
         ):
             waited.clear()
@@ -162,6 +164,18 @@ def test_nothing_waits_for_the_device_between_micro_batches_and_steps(
             waits.append(sorted(waited))
         found.append(waits)
     assert found[0] == found[1] == found[2]
+
+
+def sampled_and_asked(
+    policy: Policy, path: GaussianPath, prompts: Sequence[Prompt], noise: torch.Tensor
+) -> None:
+    """A rollout, of whose every x0hat a reward of that device is asked."""
+    reward = WeightedReward("brightness", lambda images, _: images.mean((1, 2, 3)), 1.0)
+
+    def look(_: int, x0: torch.Tensor) -> None:
+        ask([reward], policy.preview(x0), prompts)
+
+    rollout(policy, path, prompts, noise, "mean", on_preview=look)
 
 
 def test_a_model_of_pixels_trains(
@@ -177,8 +191,11 @@ def test_a_model_of_pixels_trains(
 @pytest.mark.parametrize("name", ALL)
 def test_rewards_score_there(name: str, away: torch.device, weights: str) -> None:  # noqa: F811
     reward = place(ALL[name](weights=weights), away)
-    scores = reward(torch.rand(2, 3, 64, 48, device=away), [Prompt("a cat"), Prompt("a dog")])
+    images = torch.rand(2, 3, 64, 48, device=away)
+    waited.clear()
+    scores = reward(images, [Prompt("a cat"), Prompt("a dog")])
     assert scores.device == away
+    assert "aten._to_copy.default" not in waited  # what is sent there is not waited for
     exact = place(ALL[name](weights=weights, exact=True), away)
     assert exact(torch.rand(1, 3, 64, 48, device=away), [Prompt("")]).device == away
 

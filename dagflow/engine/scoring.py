@@ -91,6 +91,8 @@ def place(reward: Reward, device: torch.device) -> Reward:
 def ask(rewards: Sequence[WeightedReward], images: Tensor, prompts: Sequence[Prompt]) -> Scores:
     """Have R rewards score the images; those that overlap do so while the caller goes on.
 
+    So does a GPU with what others asked of it: their scores are read only when waited for.
+
     images: float32 (B, 3, height, width) in [0, 1]. Returns a function that waits for the scores,
     without weights. This or that raises PluginError if a reward raises, does not answer in time, or
     returns a wrong shape or a value that is not finite, naming the reward and the prompt.
@@ -114,7 +116,8 @@ def ask(rewards: Sequence[WeightedReward], images: Tensor, prompts: Sequence[Pro
     def scores() -> Tensor:
         with span("waiting"):
             answers = done | {label: answer() for label, answer in later.items()}
-        return torch.stack([answers[item.label] for item in rewards]) if rewards else none
+            found = [_finite(item, answers[item.label], prompts) for item in rewards]
+        return torch.stack(found) if found else none
 
     return scores
 
@@ -166,10 +169,15 @@ def _ask(item: WeightedReward, images: Tensor, prompts: Sequence[Prompt]) -> Ten
         raise PluginError(
             f"reward '{item.label}' returned {got}; a tensor of shape ({len(images)},) is due"
         )
+    return values.to(images.device, torch.float32)
+
+
+def _finite(item: WeightedReward, values: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """Those values (B,). Raises PluginError if one is not finite."""
     if not values.isfinite().all():
         bad = int((~values.isfinite()).nonzero()[0])
         raise PluginError(
             f"reward '{item.label}' returned {float(values[bad])} for the prompt "
             f"'{prompts[bad].text}'"
         )
-    return values.to(images.device, torch.float32)
+    return values

@@ -38,7 +38,8 @@ class Clip(nn.Module):
 
     def texts(self, prompts: Sequence[Prompt]) -> Tensor:
         """B prompts, cut to 77 tokens -> float32 (B, E)."""
-        tokens = self.tokenizer([prompt.text for prompt in prompts]).to(self.model.device)
+        tokens = self.tokenizer([prompt.text for prompt in prompts])
+        tokens = tokens.to(self.model.device, non_blocking=True)
         features: Tensor = self.model.get_text_features(tokens).pooler_output
         return nn.functional.normalize(features.float(), dim=-1)
 

@@ -31,7 +31,8 @@ class HpsV2(nn.Module):
     def _score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         (size, _), dtype = self.model.visual.image_size, self.model.text_projection.dtype
         pixels = fit_square(images, size, self.exact).to(dtype)
-        tokens = self.tokenizer([prompt.text for prompt in prompts]).to(images.device)
+        tokens = self.tokenizer([prompt.text for prompt in prompts])
+        tokens = tokens.to(images.device, non_blocking=True)
         features = self.model.encode_image(pixels), self.model.encode_text(tokens)
         image, text = (nn.functional.normalize(each.float(), dim=-1) for each in features)
         return (image * text).sum(1)

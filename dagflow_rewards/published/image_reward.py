@@ -57,7 +57,7 @@ class ImageReward(nn.Module):
             truncation=True,
             max_length=TOKENS,
             return_tensors="pt",
-        ).to(images.device)
+        ).to(images.device, non_blocking=True)
         raw = self.network(pixels, tokens.input_ids, tokens.attention_mask)
         score: Tensor = (raw - MEAN) / STD
         return score
