@@ -20,6 +20,7 @@ from pydantic import (
 from dagflow.errors import UserError, did_you_mean
 from dagflow.types import LogDensity, Potential
 
+Tracker = Literal["tensorboard", "trackio", "wandb"]
 AUTO = re.compile(r"auto:KL=([0-9]*\.?[0-9]+)")
 
 
@@ -235,7 +236,7 @@ class AlarmsTable(Table):
 class TrackingTable(Table):
     """Who else is told what the run logs. It decides no numbers."""
 
-    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    trackers: tuple[Tracker, ...] = ()
     """`tensorboard`, `trackio`, `wandb`; several will do."""
     project: str = Field("dagflow", min_length=1)
     """Under which trackio and wandb keep the run."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from dagflow import recipe
 from dagflow.plugins import Kind, load_plugins
 
@@ -27,7 +29,9 @@ def prompts(incomplete: str) -> list[tuple[str, str]]:
 
 
 def trackers(incomplete: str) -> list[str]:
-    known = ("tensorboard", "trackio", "wandb", "none")
+    from dagflow.config import Tracker
+
+    known = (*get_args(Tracker), "none")
     return [name for name in known if name.startswith(incomplete)]
 
 

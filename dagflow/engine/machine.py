@@ -42,9 +42,9 @@ def prepare_policy(policy: Policy, settings: MachineTable, processes: Processes 
         for network in policy.networks().values():
             network.to(memory_format=torch.channels_last)
     if settings.gradient_checkpointing:
-        _call(policy.networks().get("unet"), "enable_gradient_checkpointing")
+        _call(policy, "unet", "enable_gradient_checkpointing", "gradient_checkpointing")
     if settings.vae_slicing:
-        _call(policy.networks().get("vae"), "enable_slicing")
+        _call(policy, "vae", "enable_slicing", "vae_slicing")
 
 
 def compile_networks(learner: Learner) -> None:
@@ -76,9 +76,8 @@ def _shard(unet: Any, device: torch.device, processes: Processes) -> None:
     processes.lockstep = True
 
 
-def _call(network: nn.Module | None, name: str) -> None:
-    method = getattr(network, name, None)
-    if method is None:
-        setting = {"enable_slicing": "vae_slicing"}.get(name, "gradient_checkpointing")
+def _call(policy: Policy, network: str, method: str, setting: str) -> None:
+    found = getattr(policy.networks().get(network), method, None)
+    if found is None:
         raise UserError(f"this model has no network for machine.{setting}.")
-    method()
+    found()
