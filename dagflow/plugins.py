@@ -9,13 +9,15 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import pluggy
 
 from dagflow import __version__, hookspecs
 from dagflow.errors import PluginError, UserError, described, did_you_mean, raised
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "dagflow"
 OWN_DISTRIBUTION = "dagflow-align"
@@ -153,6 +155,8 @@ def load_plugins() -> Registry:
     `DAGFLOW_DISABLE_PLUGINS`, a comma-separated list of entry-point or distribution names, is read
     before anything is imported.
     """
+    from importlib.metadata import entry_points  # which `dagflow --help` does without
+
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
     names = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any
-
-import tomlkit
-from tomlkit import TOMLDocument
-from tomlkit.exceptions import TOMLKitError
+from typing import TYPE_CHECKING, Any
 
 from dagflow.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from tomlkit import TOMLDocument
 
 DEFAULT = "tiny"
 EXTENDS = "extends"  # the key that names the recipe on which another stands
@@ -65,6 +64,9 @@ def _bases(path: Path, value: object) -> list[str]:
 
 
 def _read(name: str, path: Path) -> TOMLDocument:
+    import tomlkit  # which `dagflow --help` does without
+    from tomlkit.exceptions import TOMLKitError
+
     try:
         return tomlkit.parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
