@@ -26,7 +26,8 @@ CROSSING = {aten.copy_.default, aten._to_copy.default}
 INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
 INDEXED |= {aten._index_put_impl_.default, aten._unsafe_index.Tensor}
 READING = {aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default}
-READING |= {aten._unique2.default, aten.unique_dim.default, aten.masked_select.default}
+READING |= {aten._unique2.default, aten.unique_dim.default, aten.unique_consecutive.default}
+READING |= {aten.masked_select.default, aten.bincount.default, aten.repeat_interleave.Tensor}
 waited: list[str] = []  # operators for which a CPU waits until the device has done all before
 _ask, _flatten = scoring._ask, safetensors.torch._flatten_as_ptr
 
@@ -111,7 +112,10 @@ def _waits(func: Any, args: Any, kwargs: dict[str, Any], there: bool) -> bool:
     """Whether the CPU waits for that device, to know its numbers or to send it some."""
     if func in CROSSING:
         source = args[1] if func is aten.copy_.default else args[0]
-        return isinstance(source, Away) is not there and not kwargs.get("non_blocking")
+        at_once = kwargs.get("non_blocking", func is aten.copy_.default and args[2:] == (True,))
+        if at_once and isinstance(source, Away) and not there:
+            raise RuntimeError(f"{func}: its numbers may be read before they have come")
+        return isinstance(source, Away) is not there and not at_once
     if func in INDEXED:
         indices = [x for x in args[1] if x is not None]
         return there and any(not isinstance(x, Away) or x.dtype is torch.bool for x in indices)

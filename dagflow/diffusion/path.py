@@ -44,6 +44,11 @@ class GaussianPath:
         return self.timesteps.to(index.device)[index]
 
     @cached_property
+    def scales(self) -> Tensor:
+        """alpha and sigma of each state, (2, T+1) float32."""
+        return torch.stack([self.alpha, self.sigma]).float()
+
+    @cached_property
     def coefficients(self) -> Tensor:
         """Of each step, in the order in which `Step` has them, (7, T) float32.
 
@@ -79,8 +84,7 @@ class Step(NamedTuple):
 
 def state_at(path: GaussianPath, index: Tensor) -> State:
     """Coefficients of the states numbered `index` (B,) int64 in [0, T], on its device."""
-    both = torch.stack([path.alpha, path.sigma]).float()
-    return State(*_columns(both, index))
+    return State(*_columns(path.scales, index))
 
 
 def step_from(path: GaussianPath, index: Tensor) -> Step:

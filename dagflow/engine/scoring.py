@@ -115,9 +115,9 @@ def ask(rewards: Sequence[WeightedReward], images: Tensor, prompts: Sequence[Pro
 
     def scores() -> Tensor:
         with span("waiting"):
-            answers = done | {label: answer() for label, answer in later.items()}
-            found = [_finite(item, answers[item.label], prompts) for item in rewards]
-        return torch.stack(found) if found else none
+            answers = {label: _finite(label, values, prompts) for label, values in done.items()}
+            answers |= {label: _finite(label, said(), prompts) for label, said in later.items()}
+        return torch.stack([answers[item.label] for item in rewards]) if rewards else none
 
     return scores
 
@@ -169,15 +169,16 @@ def _ask(item: WeightedReward, images: Tensor, prompts: Sequence[Prompt]) -> Ten
         raise PluginError(
             f"reward '{item.label}' returned {got}; a tensor of shape ({len(images)},) is due"
         )
+    if values.device.type == "cpu":  # else that is seen when they are read
+        _finite(item.label, values, prompts)
     return values.to(images.device, torch.float32)
 
 
-def _finite(item: WeightedReward, values: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-    """Those values (B,). Raises PluginError if one is not finite."""
+def _finite(label: str, values: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """Those values (B,) of a reward. Raises PluginError if one is not finite."""
     if not values.isfinite().all():
         bad = int((~values.isfinite()).nonzero()[0])
         raise PluginError(
-            f"reward '{item.label}' returned {float(values[bad])} for the prompt "
-            f"'{prompts[bad].text}'"
+            f"reward '{label}' returned {float(values[bad])} for the prompt '{prompts[bad].text}'"
         )
     return values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from typing import cast
 
@@ -67,8 +67,12 @@ class Window:
 
     def places(self) -> tuple[Tensor, Tensor]:
         """Trajectory and step of each row, on the device of the trajectories."""
-        b, i = sent(self.rows, self.trajectories.latents.device).unbind(1)
+        b, i = self._sent
         return b, i
+
+    @cached_property
+    def _sent(self) -> tuple[Tensor, ...]:
+        return sent(self.rows, self.trajectories.latents.device).unbind(1)
 
     @property
     def log_pf_old(self) -> Tensor:
@@ -78,7 +82,7 @@ class Window:
 
 
 def sent(numbers: Tensor, device: torch.device) -> Tensor:
-    """The same on a device, for which the CPU does not wait; it would for all asked before."""
+    """The same few numbers on a device, without waiting for what it has yet to do."""
     return numbers.to(device, non_blocking=True)
 
 
@@ -160,7 +164,7 @@ def log_flow(learner: Learner, states: Window) -> Tensor:
         known = known * sent(~inner, learned.device)
     above = states.beta * known + level
     at = sent(inner.nonzero().flatten(), learned.device)
-    return above.index_add(0, at, learner.scale * learned)
+    return above.index_add(0, at, learner.scale * learned.flatten())
 
 
 @torch.no_grad()

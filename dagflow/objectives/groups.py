@@ -29,8 +29,8 @@ def advantages(batch: Transitions, within_groups_only: bool) -> Tensor:
     assert window.log_reward is not None
     assert batch.prompt is not None
     assert batch.log_reward is not None
-    numbers, order = window.trajectory.sort(stable=True)
-    counts = torch.ones_like(numbers, dtype=torch.float32)  # of each trajectory one row
+    numbers, order = window.trajectory.sort()
+    counts = torch.ones_like(numbers, dtype=torch.float32)  # one row of each trajectory does
     counts[1:] = (numbers[1:] != numbers[:-1]).float()
     rewards = window.log_reward[order]
     alike = (batch.prompt[:, None] == window.prompt[order]) * counts  # (B, M)

@@ -42,7 +42,10 @@ class WorldPolicy(Unconditional):
         times = torch.linspace(LAST, FIRST, TIMES, dtype=torch.float64)
         self._alpha, self._sigma = (math.pi / 2 * times).cos(), (math.pi / 2 * times).sin()
         end = (float(self._alpha[0]), float(self._sigma[0]))
-        self._base, self._target = (m.before_noise(*end) for m in (world.base, world.target))
+        self._scales = torch.stack([self._alpha, self._sigma]).float().to(device)
+        self._base, self._target = (
+            mixture.before_noise(*end).on(device) for mixture in (world.base, world.target)
+        )
         self._law = self._base
         self._tilt: Tilt | None = None
         self._tilts = False
@@ -66,10 +69,7 @@ class WorldPolicy(Unconditional):
     def predict_text(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
         """v (B, C, H, W)."""
         x = latents.flatten(1)
-        alpha, sigma = (
-            values.to(self.device)[timesteps].float()[:, None]
-            for values in (self._alpha, self._sigma)
-        )
+        alpha, sigma = self._scales[:, timesteps, None].unbind()
         tilt = self._tilt(x, timesteps / TIMES) if self._tilt and self._tilts else None
         x0 = self._law.denoised(x, alpha, sigma, tilt)
         v = alpha * (x - alpha * x0) / sigma - sigma * x0

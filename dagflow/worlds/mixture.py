@@ -17,6 +17,10 @@ class Mixture:
     means: Tensor  # (K, D) float64
     std: float
 
+    def on(self, device: torch.device) -> Mixture:
+        """The same on a device."""
+        return Mixture(self.weights.to(device), self.means.to(device), self.std)
+
     def log_density(self, x: Tensor) -> Tensor:
         """In nats, (B,) for x (B, D)."""
         return self._log_parts(x).logsumexp(1)

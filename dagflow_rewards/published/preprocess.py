@@ -46,7 +46,7 @@ def fit_square(images: Tensor, size: int, exact: bool = False) -> Tensor:
 
 def _normalised(images: Tensor) -> Tensor:
     """As torchvision's `normalize`, which waits for a GPU to send it these six numbers."""
-    both = torch.tensor([MEAN, STD]).to(images.device, non_blocking=True)
+    both = torch.tensor([MEAN, STD], dtype=images.dtype).to(images.device, non_blocking=True)
     mean, std = both[:, :, None, None]
     normalised: Tensor = (images - mean) / std
     return normalised
