@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from dagflow import Prompt
+from dagflow import PluginError, Prompt
 from dagflow.checks.patient import Patient
 from dagflow.checks.runner import all_checks, examine
 from dagflow.diffusion.path import GaussianPath
@@ -216,6 +216,14 @@ def test_rewards_score_there(name: str, away: torch.device, weights: str) -> Non
         assert waited == ["aten._local_scalar_dense.default"] * reads
     exact = place(ALL[name](weights=weights, exact=True), away)
     assert exact(torch.rand(1, 3, 64, 48, device=away), [Prompt("")]).device == away
+
+
+def test_a_score_there_that_is_not_finite_is_reported_when_it_is_read(away: torch.device) -> None:
+    reward = WeightedReward("mine", lambda images, _: images.mean((1, 2, 3)).log(), 1.0)
+    images = torch.stack([torch.ones(3, 4, 4), -torch.ones(3, 4, 4)]).to(away)
+    scores = ask([reward], images, [Prompt("a cat"), Prompt("a dog")])
+    with pytest.raises(PluginError, match="reward 'mine' returned nan for the prompt 'a dog'"):
+        scores()
 
 
 def test_features_measure_there(

@@ -16,7 +16,7 @@ from dagflow import train as training
 from dagflow.diffusion.path import predicted_x0, state_at
 from dagflow.engine.checkpoint import checkpoints
 from dagflow.engine.prompts import as_prompts, draw_prompts
-from dagflow.engine.scoring import Background, WeightedReward, place
+from dagflow.engine.scoring import Background, WeightedReward, ask, place
 from dagflow.engine.transitions import cut
 from dagflow.types import Needs
 from tests.conftest import first_window, score, short_config
@@ -140,7 +140,7 @@ def test_a_module_is_frozen_and_put_in_eval_mode() -> None:
 )
 def test_a_reward_out_of_contract_is_reported_by_name(answer, message: str) -> None:
     with pytest.raises(PluginError, match=f"reward 'mine' {message}|reward 'mine' .*{message}"):
-        score([WeightedReward("mine", answer, 1.0)], torch.rand(2, 3, 4, 4), PROMPTS[:2])
+        ask([WeightedReward("mine", answer, 1.0)], torch.rand(2, 3, 4, 4), PROMPTS[:2])
 
 
 def test_a_reward_with_concurrency_is_asked_while_sampling_goes_on(make_run) -> None:
