@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -59,6 +60,7 @@ class Profile:
             yield
             return
         self._traced.add(name)
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes lines on its own doings
         import torch.profiler
 
         kinds = [torch.profiler.ProfilerActivity.CPU]
