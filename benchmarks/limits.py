@@ -49,7 +49,7 @@ def table(chosen: Model, options: argparse.Namespace) -> Table:
             times = run.path.timesteps.to(run.policy.device)
             for window in windows(run, data):
                 for part in window.parts(options.chunk):
-                    b, i = part.places()
+                    b, i = part.places
                     latents = part.trajectories.latents[b, i]
                     embeds = part.trajectories.prompt_embeds[b]
                     run.policy.predict(latents, times[i], embeds).guided.sum().backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -53,8 +54,6 @@ def described(error: BaseException) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` for the nearest of `known`, or an empty string if none is near."""
-    import difflib
-
     names = list(known)
     begun = [name for name in names if word and name.startswith(word)]
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.5) or begun

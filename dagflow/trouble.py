@@ -43,7 +43,7 @@ def keep_batch(run: Run, window: Window, position: Position) -> Path:
     """Write this process's transitions of a window to a file in the run's directory."""
     file = run.folder / f"not-finite-update-{position.update + 1:06d}-process-{run.processes.rank}"
     file = file.with_suffix(".safetensors")
-    b, i = window.places()
+    b, i = window.places
     taken = window.trajectories
     tensors = {
         "trajectory": taken.index[b],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -169,7 +170,7 @@ def _own(file: WeightFile, folder: Path) -> Path:
 
 def _difference(path: Path, expected: str, file: WeightFile) -> str:
     """In words; "" if there is none."""
-    import hashlib
+    import hashlib  # which `dagflow --help` does without
 
     with path.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -221,8 +222,6 @@ def _download(file: WeightFile, progress: Callable[[int], None] | None) -> Path:
 
 
 def _fetch(file: WeightFile, target: Path, progress: Callable[[int], None] | None) -> Path:
-    import tempfile
-
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         unchecked = Path(folder, target.name)
         with unchecked.open("wb") as stream:

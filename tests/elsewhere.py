@@ -109,7 +109,10 @@ def _refuse_two_devices(func: Any, args: Any, tensors: list[Tensor]) -> None:
 
 
 def _waits(func: Any, args: Any, kwargs: dict[str, Any], there: bool) -> bool:
-    """Whether the CPU waits for that device, to know its numbers or to send it some."""
+    """Whether the CPU waits for that device, to know its numbers or to send it some.
+
+    Raises RuntimeError if it does not where it should: on the way back.
+    """
     if func in CROSSING:
         source = args[1] if func is aten.copy_.default else args[0]
         at_once = kwargs.get("non_blocking", func is aten.copy_.default and args[2:] == (True,))

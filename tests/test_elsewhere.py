@@ -159,7 +159,7 @@ WORLD = {"model": "world:gaussians-2d", "rewards": RUNS["a world"]["rewards"]}
         ({"objective": {"name": "subtb"}}, 7),
         ({"objective": {"name": "db"}, **WORLD}, 6),
     ],
-    ids=lambda value: value["objective"]["name"] if isinstance(value, dict) else "",
+    ids=["kl", "ddpo", "subtb", "a world"],
 )
 def test_nothing_waits_for_the_device_between_micro_batches_and_steps(
     away: torch.device, make_run: Callable[..., Run], changes: dict[str, Any], waits: int

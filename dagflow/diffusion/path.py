@@ -9,7 +9,6 @@ from state i (at t) to state i + 1 (at s < t).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -93,9 +92,9 @@ def step_from(path: GaussianPath, index: Tensor) -> Step:
     return Step(State(alpha, sigma), *others)
 
 
-def _columns(table: Tensor, index: Tensor) -> Iterator[Tensor]:
+def _columns(table: Tensor, index: Tensor) -> tuple[Tensor, ...]:
     """Of each row those numbers, (B, 1, 1, 1)."""
-    return iter(table.to(index.device)[:, index].view(len(table), -1, 1, 1, 1))
+    return table.to(index.device)[:, index].view(len(table), -1, 1, 1, 1).unbind()
 
 
 def predicted_x0(state: State, latents: Tensor, output: Tensor, prediction_type: str) -> Tensor:

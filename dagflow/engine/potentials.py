@@ -43,7 +43,7 @@ class CurrentPotentials:
         if not len(new):
             return
         rows = part.rows[new]
-        b, i = part.part(rows).places()
+        b, i = part.part(rows).places
         policy, trajectories = self._learner.policy, self.window.trajectories
         state = gaussian.state_at(self.window.path, i)
         x0 = policy.predicted_x0(state, trajectories.latents[b, i], text[sent(new, text.device)])
@@ -66,7 +66,7 @@ class CurrentPotentials:
         rows = rows[self._missing[rows.unbind(1)]]
         policy, trajectories = self._learner.policy, self.window.trajectories
         for missing in part.part(rows).parts(self._learner.settings.microbatch_size):
-            b, i = missing.places()
+            b, i = missing.places
             times = self.window.path.times(i)
             embeds = trajectories.prompt_embeds[b]
             with span("forward"):

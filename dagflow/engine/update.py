@@ -156,7 +156,7 @@ def warm_up(learner: Learner, window: Window) -> dict[str, float]:
 def pass_rows(learner: Learner, part: Window, current: CurrentPotentials | None) -> Passed:
     """The network as it is now at the states where some rows begin; `current` may look too."""
     policy, trajectories = learner.policy, part.trajectories
-    b, i = part.places()
+    b, i = part.places
     x = trajectories.latents[b, i]
     times = part.path.times(i)
     with span("forward"):
@@ -218,7 +218,7 @@ def _penalty(
     learner: Learner, part: Window, prediction: Tensor, total: int, metrics: Averages
 ) -> Tensor:
     """The regulariser's part of the mean loss over `total` transitions."""
-    b, i = part.places()
+    b, i = part.places
     drift = (prediction - part.trajectories.noise_pred[b, i].float()).pow(2).flatten(1).mean(1)
     metrics.add("regulariser", drift)
     return learner.settings.regulariser * learner.scale**2 * drift.sum() / total

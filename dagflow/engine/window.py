@@ -65,25 +65,22 @@ class Window:
             rows=torch.stack([place, self.rows[:, 1]], 1),
         )
 
+    @cached_property
     def places(self) -> tuple[Tensor, Tensor]:
         """Trajectory and step of each row, on the device of the trajectories."""
-        b, i = self._sent
+        b, i = sent(self.rows, self.trajectories.latents.device).unbind(1)
         return b, i
-
-    @cached_property
-    def _sent(self) -> tuple[Tensor, ...]:
-        return sent(self.rows, self.trajectories.latents.device).unbind(1)
 
     @property
     def log_pf_old(self) -> Tensor:
         """Of each row, under the network that sampled, (M,)."""
-        b, i = self.places()
+        b, i = self.places
         return self.trajectories.log_pf[b, i]
 
 
-def sent(numbers: Tensor, device: torch.device) -> Tensor:
-    """The same few numbers on a device, without waiting for what it has yet to do."""
-    return numbers.to(device, non_blocking=True)
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """A few values of the CPU on a device, without waiting for what it has yet to do."""
+    return values.to(device, non_blocking=True)
 
 
 def numbers(
@@ -91,7 +88,7 @@ def numbers(
 ) -> Transitions:
     """What the objective needs to know of some transitions, and nothing else."""
     needs, trajectories = learner.objective.needs, part.trajectories
-    b, i = part.places()
+    b, i = part.places
     latents = trajectories.latents
     log_pb = None
     if needs.log_pb:
@@ -121,7 +118,7 @@ def _rewards(part: Window) -> dict[str, Tensor]:
     A prompt's number is a hash of its text, which is what the policy is told: the same in all
     processes.
     """
-    (b, _), prompts = part.places(), part.trajectories.prompts
+    (b, _), prompts = part.places, part.trajectories.prompts
     hashes = torch.tensor([_hash(prompts[k].text) for k in part.rows[:, 0].tolist()])
     return {
         "log_reward": part.beta * part.potentials[b, -1],
@@ -154,12 +151,12 @@ def log_flow(learner: Learner, states: Window) -> Tensor:
     """
     objective, trajectories = cast(FlowObjective, learner.objective), states.trajectories
     inner = states.rows[:, 1] < states.path.steps
-    b, i = states.part(states.rows[inner]).places()
+    b, i = states.part(states.rows[inner]).places
     embeds = trajectories.prompt_embeds[b].float()
     with span("flow"):
         learned = objective.flow(trajectories.latents[b, i], states.path.times(i), embeds)
     level = sent(states.levels.of_flow(states.beta, states.rows[:, 1]), learned.device)
-    known = states.potentials[states.places()]
+    known = states.potentials[states.places]
     if not objective.needs.potentials:
         known = known * sent(~inner, learned.device)
     above = states.beta * known + level
@@ -221,7 +218,7 @@ def as_trajectories(learner: Learner, window: Window, flat: Transitions) -> Tran
     Adds log_p0, the log-density of the first state under the standard normal, and log Z.
     """
     steps, trajectories = window.path.steps, window.trajectories
-    b = window.places()[0][::steps]
+    b = window.places[0][::steps]
     columns: dict[str, Tensor | None] = {
         name: values.view(-1, steps)[:, 0] if name in OF_TRAJECTORIES else values.view(-1, steps)
         for name in (field.name for field in fields(Transitions))
@@ -237,7 +234,7 @@ def as_trajectories(learner: Learner, window: Window, flat: Transitions) -> Tran
 
 def log_z(learner: Learner, window: Window) -> Tensor:
     """log Z of each whole trajectory's prompt, (B,), in units of the log-density."""
-    b = window.places()[0][:: window.path.steps]
+    b = window.places[0][:: window.path.steps]
     module = cast(PartitionObjective, learner.objective).log_z
     learned: Tensor = learner.scale * module(window.trajectories.prompt_embeds[b].float())
     return learned + window.levels.of_log_z(window.beta)

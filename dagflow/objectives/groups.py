@@ -30,12 +30,12 @@ def advantages(batch: Transitions, within_groups_only: bool) -> Tensor:
     assert batch.prompt is not None
     assert batch.log_reward is not None
     numbers, order = window.trajectory.sort()
-    counts = torch.ones_like(numbers, dtype=torch.float32)  # one row of each trajectory does
-    counts[1:] = (numbers[1:] != numbers[:-1]).float()
+    first = torch.ones_like(numbers, dtype=torch.float32)  # 1 at one row of each trajectory, else 0
+    first[1:] = (numbers[1:] != numbers[:-1]).float()
     rewards = window.log_reward[order]
-    alike = (batch.prompt[:, None] == window.prompt[order]) * counts  # (B, M)
+    alike = (batch.prompt[:, None] == window.prompt[order]) * first  # (B, M)
     alone = alike.sum(1, keepdim=True) < 2
-    shares = alike if within_groups_only else torch.where(alone, counts, alike)
+    shares = alike if within_groups_only else torch.where(alone, first, alike)
     shares = shares / shares.sum(1, keepdim=True)
     mean = shares @ rewards
     deviation = (shares * (rewards - mean[:, None]) ** 2).sum(1).sqrt()
