@@ -211,13 +211,17 @@ def _diffusers_pictures(patient: Patient, noise: list[Tensor]) -> Tensor:
     policy, path = patient.policy_and_path()
 
     class Given(DDIMScheduler):  # type: ignore[misc]
-        """Its noise is not drawn."""
+        """Its noise is not drawn, and its states are float32 whatever the networks are."""
+
+        def scale_model_input(self, sample: Tensor, timestep: object = None) -> Tensor:
+            return sample.to(policy.dtype)
 
         def step(
             self, output: Tensor, time: int, sample: Tensor, eta: float = 0.0, **options: object
-        ) -> object:
+        ) -> tuple[Tensor]:
             drawn = noise.pop(0) if noise else torch.zeros_like(sample)
-            return super().step(output, time, sample, eta, variance_noise=drawn, **options)
+            state = super().step(output, time, sample, eta, variance_noise=drawn, **options)[0]
+            return (state.to(policy.dtype) if time == self.timesteps[-1] else state,)
 
     pipeline = patient.pipeline
     config = pipeline.scheduler.config
@@ -225,16 +229,14 @@ def _diffusers_pictures(patient: Patient, noise: list[Tensor]) -> Tensor:
     kept = {"scheduler": scheduler, "requires_safety_checker": False}
     other = type(pipeline)(**{**pipeline.components, **kept})
     other.set_progress_bar_config(disable=True)
-    dtype = policy.dtype
-    with torch.autocast(policy.device.type, dtype, enabled=dtype != torch.float32):
-        drawn = other(
-            patient.texts(),
-            num_inference_steps=path.steps + path.noiseless_end,
-            guidance_scale=patient.config.rollout.guidance_scale,
-            eta=1.0,
-            latents=noise_of(patient)[:, 0].to(policy.device),
-            output_type="pt",
-        ).images
+    drawn = other(
+        patient.texts(),
+        num_inference_steps=path.steps + path.noiseless_end,
+        guidance_scale=patient.config.rollout.guidance_scale,
+        eta=1.0,
+        latents=noise_of(patient)[:, 0].to(policy.device),
+        output_type="pt",
+    ).images
     return drawn.float().cpu()  # type: ignore[no-any-return]
 
 

@@ -16,7 +16,7 @@ from dagflow.config import LoraTable
 from dagflow.diffusion import path as gaussian
 from dagflow.diffusion.path import GaussianPath, State
 from dagflow.errors import UserError
-from dagflow.policies.lora import seed_lora
+from dagflow.policies.lora import keep_dtype, seed_lora
 from dagflow.policies.unconditional import WIDTH, Unconditional
 from dagflow.types import PolicySpec
 
@@ -99,9 +99,7 @@ class DDPMPolicy(Unconditional):
 
     def predict_text(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
         """The network's output, float32 (B, C, H, W); `prompt_embeds` say nothing."""
-        dtype = self.unet.dtype
-        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            output = self.unet(latents.to(dtype), timesteps, return_dict=False)[0]
+        output = self.unet(latents.to(self.unet.dtype), timesteps, return_dict=False)[0]
         return output.float()  # type: ignore[no-any-return]
 
     def predicted_x0(self, state: State, latents: Tensor, output: Tensor) -> Tensor:
@@ -137,6 +135,7 @@ class DDPMPolicy(Unconditional):
             raise UserError(f"lora.targets = {list(lora.targets)}: {error}") from error
         self._lora = lora
         seed_lora(self.unet, lora.rank, seed)
+        keep_dtype(self.unet)
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained: the LoRA's matrices."""

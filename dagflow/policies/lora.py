@@ -1,9 +1,9 @@
-"""Fresh LoRA matrices that follow from a seed."""
+"""LoRA matrices: fresh ones that follow from a seed, and how they pass a network's dtype."""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dagflow.diffusion.noise import Stream, generator
 
@@ -19,3 +19,37 @@ def seed_lora(network: nn.Module, rank: int, seed: int) -> None:
             parameter.data = parameter.data.float()
             if "lora_A" in name:
                 parameter.data.copy_(torch.randn(parameter.shape, generator=source) / rank)
+
+
+def keep_dtype(network: nn.Module) -> None:
+    """Have a bfloat16 network stay in bfloat16 where it has float32 LoRA matrices.
+
+    peft would pass all that such a layer is given in float32, and torch.autocast the norms too: a
+    sixth of the time on a GPU. Rounded are the matrices instead, each time that they are used.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for layer in network.modules():
+        if isinstance(layer, LoraLayer):
+            layer.cast_input_dtype_enabled = False
+            for matrices in (layer.lora_A, layer.lora_B):
+                for matrix in matrices.values():
+                    matrix.__class__ = ROUNDED.get(type(matrix), type(matrix))
+
+
+class RoundedLinear(nn.Linear):
+    """A float32 matrix without a bias, in the dtype of what passes."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self.weight.to(input.dtype))
+
+
+class RoundedConv2d(nn.Conv2d):
+    """The same of a convolution."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight.to(input.dtype)
+        return self._conv_forward(input, weight, None)  # type: ignore[no-any-return]
+
+
+ROUNDED: dict[type, type] = {nn.Linear: RoundedLinear, nn.Conv2d: RoundedConv2d}

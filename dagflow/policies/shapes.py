@@ -13,6 +13,7 @@ from dagflow.config import Config
 from dagflow.counting import Pass, forward_flops, largest_layer_bytes, measure_pass
 from dagflow.errors import UserError
 from dagflow.policies.loading import EMBEDDED, EMBEDDED_PREVIEWS, source_folder
+from dagflow.policies.lora import keep_dtype
 from dagflow.types import PolicySpec
 
 TOKENS = 77  # of a prompt in Stable Diffusion; no model here has more
@@ -68,6 +69,7 @@ class Shapes:
                 self.unet.add_adapter(lora)
         except ValueError as error:
             raise UserError(f"lora.targets = {list(config.lora.targets)}: {error}") from error
+        keep_dtype(self.unet)
         if config.machine.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         trained = [p.numel() for p in self.unet.parameters() if p.requires_grad]

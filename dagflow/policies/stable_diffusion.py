@@ -16,7 +16,7 @@ from dagflow.config import LoraTable
 from dagflow.diffusion import path as gaussian
 from dagflow.diffusion.path import GaussianPath, State
 from dagflow.errors import UserError
-from dagflow.policies.lora import seed_lora
+from dagflow.policies.lora import keep_dtype, seed_lora
 from dagflow.policies.policy import Prediction
 from dagflow.types import PolicySpec
 
@@ -170,9 +170,8 @@ class StableDiffusionPolicy:
         return self._network(latents, timesteps, prompt_embeds)
 
     def _network(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
-        dtype = self.unet.dtype
-        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            output = self.unet(latents.to(dtype), timesteps, prompt_embeds, return_dict=False)[0]
+        latents = latents.to(self.unet.dtype)
+        output = self.unet(latents, timesteps, prompt_embeds, return_dict=False)[0]
         return output.float()  # type: ignore[no-any-return]
 
     def predicted_x0(self, state: State, latents: Tensor, output: Tensor) -> Tensor:
@@ -218,6 +217,7 @@ class StableDiffusionPolicy:
         except ValueError as error:
             raise UserError(f"lora.targets = {list(lora.targets)}: {error}") from error
         seed_lora(self.unet, lora.rank, seed)
+        keep_dtype(self.unet)
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained: the LoRA's matrices."""
@@ -270,6 +270,7 @@ class StableDiffusionPolicy:
             warns.removeFilter(_speaks_of_the_unet)
         if not getattr(self.unet, "peft_config", None):
             raise UserError(f"the LoRA in '{folder}' fits no layer of this model's UNet.")
+        keep_dtype(self.unet)
 
     @contextmanager
     def base(self) -> Iterator[None]:

@@ -21,6 +21,7 @@ from dagflow.engine.rollout import rollout
 from dagflow.policies.ddpm import DDPMPolicy
 from dagflow.policies.loading import load_policy
 from tests.conftest import SHORT_OPTIONS
+from tests.policies.test_stable_diffusion import passed
 
 CPU = torch.device("cpu")
 STEPS = 7
@@ -227,14 +228,16 @@ def test_the_seed_decides_the_lora() -> None:
     assert not torch.equal(states[0], states[2])
 
 
-def test_a_bfloat16_network_trains_its_lora_in_float32(folder: Path) -> None:
+def test_a_bfloat16_network_stays_so_and_trains_its_lora_in_float32(folder: Path) -> None:
     policy = load_policy(f"ddpm:{folder}", "bfloat16", CPU, 5.0)
     assert isinstance(policy, DDPMPolicy)
     policy.add_weights(LoraTable(), seed=0)
     assert policy.unet.conv_in.weight.dtype == torch.bfloat16
     assert {p.dtype for p in policy.parameters()} == {torch.float32}
     state = torch.randn(1, *policy.latent_shape)
-    said = policy.predict(state, torch.tensor([501]), policy.encode(["x"])).guided
+    with passed(policy.unet) as dtypes:
+        said = policy.predict(state, torch.tensor([501]), policy.encode(["x"])).guided
+    assert dtypes == {torch.bfloat16}
     assert said.dtype == torch.float32
     said.sum().backward()
     assert any(float(p.grad.abs().max()) > 0 for p in policy.parameters() if p.grad is not None)

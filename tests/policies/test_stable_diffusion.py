@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -152,16 +154,54 @@ def test_auto_dtype_is_float32_on_the_cpu() -> None:
     assert resolve_dtype("auto", torch.device("cuda")) == torch.bfloat16
 
 
-def test_a_bfloat16_network_trains_its_lora_in_float32() -> None:
-    policy = StableDiffusionPolicy(load_pipeline("tiny", torch.bfloat16), CPU, 3.0)
-    policy.add_weights(LoraTable(), seed=0)
+@pytest.mark.parametrize("targets", [LoraTable().targets, ("to_q", "conv1")])
+def test_a_bfloat16_network_stays_so_and_trains_its_lora_in_float32(
+    tmp_path: Path, targets: tuple[str, ...]
+) -> None:
+    policy, loaded, exact = (
+        StableDiffusionPolicy(load_pipeline("tiny", dtype), CPU, 3.0)
+        for dtype in (torch.bfloat16, torch.bfloat16, torch.float32)
+    )
+    policy.add_weights(LoraTable(targets=targets), seed=0)
     assert {p.dtype for p in policy.parameters()} == {torch.float32}
-    embeds = policy.encode(["a cat"])
-    output = policy.predict(torch.randn(1, *policy.latent_shape), torch.tensor([501]), embeds)
-    assert output.guided.dtype == torch.float32
-    output.guided.sum().backward()
-    assert any(float(p.grad.abs().max()) > 0 for p in policy.parameters() if p.grad is not None)
-    assert policy.decode(torch.randn(1, *policy.latent_shape)).dtype == torch.float32
+    for parameter in policy.parameters():
+        parameter.data += 0.05
+    policy.save_weights(tmp_path)
+    loaded.load_weights(tmp_path)
+    exact.load_weights(tmp_path)
+    state = torch.randn(1, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
+
+    def guided(policy: StableDiffusionPolicy) -> torch.Tensor:
+        said = policy.predict(state, torch.tensor([501]), policy.encode(["a cat"])).guided
+        assert said.dtype == torch.float32
+        return said
+
+    with passed(policy.unet) as trained, passed(loaded.unet) as read:
+        ours, theirs = guided(policy), guided(loaded)
+    assert trained == read == {torch.bfloat16}
+    assert torch.equal(ours, theirs)
+    with policy.base():
+        moved = (ours - guided(policy)).norm()
+    assert (ours - guided(exact)).norm() < moved / 5
+    ours.sum().backward()
+    assert all(float(p.grad.abs().max()) > 0 for p in policy.parameters() if p.grad is not None)
+    assert {p.grad.dtype for p in policy.parameters() if p.grad is not None} == {torch.float32}
+    assert policy.decode(state).dtype == torch.float32
+
+
+@contextmanager
+def passed(unet: torch.nn.Module) -> Iterator[set[torch.dtype]]:
+    """In this context: the dtypes that its layers put out, but for the time as sines."""
+    found: set[torch.dtype] = set()
+    layers = [layer for name, layer in unet.named_modules() if name not in ("", "time_proj")]
+    handles = [
+        layer.register_forward_hook(lambda _, __, output: found.add(output.dtype))
+        for layer in layers
+        if not list(layer.children())
+    ]
+    yield found
+    for handle in handles:
+        handle.remove()
 
 
 @pytest.mark.parametrize(
