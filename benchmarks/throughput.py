@@ -7,7 +7,8 @@ Whole epochs of `kl` without potentials, all transitions trained on. `sd15` is a
 v1.5's shapes with random weights; on a GPU networks are bfloat16. Work is the UNet's and the VAE's
 FLOPs, counted from their shapes as `dagflow doctor --estimate` does, and is set against what the
 same device achieves in one large matrix product of the same precision: model FLOPs utilisation.
-`--compiled` does the same with `machine.compile`, after two epochs that compile.
+What is timed follows two epochs, the first of which stands beside. `--compiled` does the same with
+`machine.compile` then, whose first epoch compiles.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from models import Model, arguments, model
 from workload import collected, in_turns, machine, prepared, synchronize, updated
 
+from dagflow.collect import Epoch
 from dagflow.config import Config
 from dagflow.policies.loading import default_device
 from dagflow.policies.shapes import Shapes
@@ -38,54 +40,55 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true")
     options = parser.parse_args()
     console = Console(width=120)
+    console.print(machine())
     with tempfile.TemporaryDirectory() as folder:
-        console.print(compared(model(options.model, Path(folder)), options))
+        chosen = model(options.model, Path(folder))
+        for compiled in (False, True) if options.compiled else (False,):
+            console.print(epochs(chosen, options, compiled))
 
 
-def compared(chosen: Model, options: argparse.Namespace) -> Table:
-    """A row for the epochs as they are, and one for compiled ones."""
+def epochs(chosen: Model, options: argparse.Namespace, compiled: bool) -> Table:
     samples, steps = options.samples, options.steps
-    rows = {}
-    for compiled in (False, True) if options.compiled else (False,):
-        config = chosen.configuration(
-            options,
-            rollout={"potential": "none", "batch_size": options.chunk},
-            machine={"compile": compiled},
-        )
-        rows["compiled" if compiled else "plain"] = seconds(config, options.rounds)
+    config = chosen.configuration(
+        options,
+        rollout={"potential": "none", "batch_size": options.chunk},
+        machine={"compile": compiled},
+    )
     shapes = Shapes(config)
     guided, peak = shapes.guided_pass(), matrix_rate(shapes.dtype)
     forward = samples * (steps * guided.forward_flops + shapes.decode_flops(preview=False))
     back = samples * steps * guided.both_flops
+    took = seconds(config, options.rounds)
+    whole = took["rollout"] + took["update"]
+    columns = ("first epoch, s", "sampled, images/s", "of peak", "whole epoch, images/s", "of peak")
     rate = f"{peak / 1e12:.3g} tera-FLOPs a second in a matrix product"
-    columns = ("sampled, images/s", "of peak", "whole epoch, images/s", "of peak")
-    table = Table("", *columns, title=f"{machine()}, {shapes.dtype}\n{rate}")
-    for name, took in rows.items():
-        whole = took["rollout"] + took["update"]
-        table.add_row(
-            name,
-            f"{samples / took['rollout']:.3g}",
-            f"{forward / took['rollout'] / peak:.0%}",
-            f"{samples / whole:.3g}",
-            f"{(forward + back) / whole / peak:.0%}",
-        )
+    table = Table("", *columns, title=f"{chosen.title}, {shapes.dtype}, {rate}")
+    table.add_row(
+        "compiled" if compiled else "plain",
+        f"{took['first epoch']:.1f}",
+        f"{samples / took['rollout']:.3g}",
+        f"{forward / took['rollout'] / peak:.0%}",
+        f"{samples / whole:.3g}",
+        f"{(forward + back) / whole / peak:.0%}",
+    )
     return table
 
 
 def seconds(config: Config, rounds: int) -> dict[str, float]:
-    """The least that sampling and updating an epoch take, after two epochs that do not count."""
+    """What the first epoch takes, and the least of sampling and updating after a second one."""
     run = prepared(config)
-    data = [collected(run)]
-    updated(run, data[0])
+    data: list[Epoch] = []
 
     def rollout() -> None:
-        data[0] = collected(run)
+        data[:] = [collected(run)]
 
     def update() -> None:
         updated(run, data[0])
 
-    in_turns({"rollout": rollout, "update": update}, 1)
-    return in_turns({"rollout": rollout, "update": update}, rounds)
+    parts = {"rollout": rollout, "update": update}
+    first = in_turns(parts, 1)
+    in_turns(parts, 1)
+    return {"first epoch": sum(first.values()), **in_turns(parts, rounds)}
 
 
 def matrix_rate(dtype: torch.dtype) -> float:

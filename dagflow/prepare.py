@@ -13,7 +13,7 @@ from torch import Tensor
 from dagflow.config import Config, OpenTable, RewardTable
 from dagflow.diffusion.path import GaussianPath
 from dagflow.engine.learner import Learner, make_learner
-from dagflow.engine.machine import compile_networks, prepare_device, prepare_policy
+from dagflow.engine.machine import prepare_device, prepare_learner, prepare_policy
 from dagflow.engine.processes import ALONE, Processes
 from dagflow.engine.prompts import as_prompts, heldout_prompts
 from dagflow.engine.replay import Kept, given_images
@@ -154,8 +154,7 @@ def prepare(
     learner = make_learner(
         policy, objective, config.update, config.objective.log_density, processes
     )
-    if config.machine.compile:
-        compile_networks(learner)
+    prepare_learner(learner, config.machine)
     replay = config.replay
     return Run(
         config=config,

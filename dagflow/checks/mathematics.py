@@ -20,7 +20,7 @@ from dagflow.diffusion import path as gaussian
 from dagflow.diffusion.noise import Stream, trajectory_noise
 from dagflow.engine.learner import make_learner
 from dagflow.engine.levels import zero_levels
-from dagflow.engine.machine import compile_networks
+from dagflow.engine.machine import prepare_learner
 from dagflow.engine.rollout import rollout
 from dagflow.engine.update import pass_rows
 from dagflow.engine.window import Window
@@ -89,8 +89,7 @@ def objective(patient: Patient) -> Finding:
     check_needs(config, made.needs, patient.prompts)
     patient.objective = made
     patient.learner = make_learner(policy, made, config.update, table.log_density)
-    if config.machine.compile:
-        compile_networks(patient.learner)
+    prepare_learner(patient.learner, config.machine)
     own = sum(parameter.numel() for parameter in patient.learner.objective_parameters)
     return ok(f"{table.name}, {own:,} parameters of its own")
 
