@@ -7,8 +7,8 @@ Whole epochs of `kl` without potentials, all transitions trained on. `sd15` is a
 v1.5's shapes with random weights; on a GPU networks are bfloat16. Work is the UNet's and the VAE's
 FLOPs, counted from their shapes as `dagflow doctor --estimate` does, and is set against what the
 same device achieves in one large matrix product of the same precision: model FLOPs utilisation.
-What is timed follows two epochs, the first of which stands beside. `--compiled` does the same with
-`machine.compile` then, whose first epoch compiles.
+Two epochs go before what is timed; how long the first took is printed too. `--compiled` does the
+same again with `machine.compile`, where the first epoch compiles.
 """
 
 from __future__ import annotations

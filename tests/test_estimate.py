@@ -88,6 +88,8 @@ def test_stable_diffusion_has_its_published_size() -> None:
     assert shapes.guided_pass().forward_flops / 2 == pytest.approx(0.8e12, rel=0.02)
     half = Shapes(short_config(**{**settings, "dtype": "bfloat16"}))
     assert half.frozen_bytes == shapes.frozen_bytes / 2
+    saved = [one.guided_pass().saved_bytes for one in (half, shapes)]
+    assert saved[0] == pytest.approx(saved[1] / 2, rel=0.01)  # by LoRA layers as by the others
 
 
 def test_more_devices_share_work_and_trajectories(dagflow) -> None:

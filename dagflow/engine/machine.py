@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dagflow.config import MachineTable
 from dagflow.engine.learner import Learner
@@ -48,43 +48,23 @@ def prepare_policy(policy: Policy, settings: MachineTable, processes: Processes 
 
 
 def prepare_learner(learner: Learner, settings: MachineTable) -> None:
-    """Apply the settings to the networks of a learner, and on CUDA what always helps there."""
-    policy = learner.policy
-    if policy.device.type == "cuda" and policy.dtype != torch.float32:
-        flow = _flow(learner)
-        if flow is not None:
-            attend_in_bfloat16(flow)
+    """Apply the settings to what learns; a flow network may round as the policy's on CUDA does."""
+    policy, flow = learner.policy, getattr(learner.objective, "flow", None)
+    if policy.device.type == "cuda" and policy.dtype == torch.bfloat16:
+        round_attention = getattr(flow, "attend_in_bfloat16", None)
+        if round_attention is not None:
+            round_attention()
     if settings.compile:
         _compile(learner)
-
-
-def attend_in_bfloat16(flow: nn.Module) -> None:
-    """Have a float32 network's attention layers pass bfloat16: for float32 CUDA is slow there."""
-    from diffusers.models.attention_processor import Attention, AttnProcessor2_0
-
-    class InBfloat16(AttnProcessor2_0):  # type: ignore[misc]
-        def __call__(self, attn: Attention, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            with torch.autocast(hidden.device.type, torch.bfloat16):
-                passed: Tensor = super().__call__(attn, hidden, *args, **kwargs)
-            return passed.to(hidden.dtype)
-
-    for layer in flow.modules():
-        if isinstance(layer, Attention):
-            layer.set_processor(InBfloat16())
 
 
 def _compile(learner: Learner) -> None:
     """Have torch.compile make the networks faster; each is compiled when first called."""
     for network in learner.policy.networks().values():
         getattr(network, "decoder", network).compile(backend=BACKEND)
-    flow = _flow(learner)
-    if flow is not None:
-        flow.compile(backend=BACKEND)
-
-
-def _flow(learner: Learner) -> nn.Module | None:
     flow = getattr(learner.objective, "flow", None)
-    return flow if isinstance(flow, nn.Module) else None
+    if isinstance(flow, nn.Module):
+        flow.compile(backend=BACKEND)
 
 
 def _shard(unet: Any, device: torch.device, processes: Processes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D
 from torch import Tensor, nn
@@ -20,9 +21,9 @@ class FlowNetwork(nn.Module):
     """The down half of a UNet with cross-attention on the prompt, pooled to one number.
 
     Zhang et al., appendix on the flow network: channels (64, 128, 256, 256), global average pool,
-    one linear output, float32. Attention has four heads where each gets at least 16 channels, as
-    with those widths, and fewer in narrower levels. The output layer starts at zero, so log F~ = 0
-    before training.
+    one linear output, float32 (but see `attend_in_bfloat16`). Attention has four heads where each
+    gets at least 16 channels, as with those widths, and fewer in narrower levels. The output layer
+    starts at zero, so log F~ = 0 before training.
     """
 
     def __init__(self, spec: PolicySpec, channels: Sequence[int]) -> None:
@@ -56,6 +57,31 @@ class FlowNetwork(nn.Module):
             hidden, _ = block(hidden, emb, encoder_hidden_states=prompt_embeds)
         pooled = torch.nn.functional.silu(self.norm(hidden)).mean((2, 3))
         return self.head(pooled).squeeze(1)  # type: ignore[no-any-return]
+
+    def attend_in_bfloat16(self) -> None:
+        """Round what passes attention, for which CUDA has no fast kernels in float32.
+
+        dagflow calls this on a flow network that has it, beside a bfloat16 policy on CUDA.
+        """
+        for layer in self.modules():
+            if isinstance(layer, Attention):
+                layer.set_processor(Bfloat16Attention())
+
+
+class Bfloat16Attention(AttnProcessor2_0):  # type: ignore[misc]
+    """diffusers' attention under autocast; its layers stay float32."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        with torch.autocast(hidden_states.device.type, torch.bfloat16):
+            return super().__call__(  # type: ignore[no-any-return]
+                attn, hidden_states, encoder_hidden_states, attention_mask
+            )
 
 
 def heads(channels: int) -> int:

@@ -24,24 +24,25 @@ def seed_lora(network: nn.Module, rank: int, seed: int) -> None:
 def keep_dtype(network: nn.Module) -> None:
     """Have a bfloat16 network stay in bfloat16 where it has float32 LoRA matrices.
 
-    peft would pass all that such a layer is given in float32, and torch.autocast the norms too: a
-    sixth of the time on a GPU. Rounded are the matrices instead, each time that they are used.
+    peft would pass all that such a layer is given in float32, and torch.autocast the norms too,
+    which on a GPU is slow. Rounded are the matrices instead, each time that they are used.
     """
     from peft.tuners.lora import LoraLayer
 
     for layer in network.modules():
         if isinstance(layer, LoraLayer):
-            layer.cast_input_dtype_enabled = False
-            for matrices in (layer.lora_A, layer.lora_B):
-                for matrix in matrices.values():
-                    matrix.__class__ = ROUNDED.get(type(matrix), type(matrix))
+            matrices = [*layer.lora_A.values(), *layer.lora_B.values()]
+            if all(type(matrix) in ROUNDED for matrix in matrices):
+                layer.cast_input_dtype_enabled = False
+                for matrix in matrices:
+                    matrix.__class__ = ROUNDED[type(matrix)]
 
 
 class RoundedLinear(nn.Linear):
-    """A float32 matrix without a bias, in the dtype of what passes."""
+    """A float32 matrix, in the dtype of what passes."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return nn.functional.linear(input, self.weight.to(input.dtype))
+        return nn.functional.linear(input, self.weight.to(input.dtype), self.bias)
 
 
 class RoundedConv2d(nn.Conv2d):
@@ -49,7 +50,7 @@ class RoundedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight.to(input.dtype)
-        return self._conv_forward(input, weight, None)  # type: ignore[no-any-return]
+        return self._conv_forward(input, weight, self.bias)  # type: ignore[no-any-return]
 
 
 ROUNDED: dict[type, type] = {nn.Linear: RoundedLinear, nn.Conv2d: RoundedConv2d}

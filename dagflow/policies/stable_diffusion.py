@@ -146,7 +146,7 @@ class StableDiffusionPolicy:
         for text in dict.fromkeys(texts):
             if text not in self._embeds:
                 self._embeds[text] = self.pipeline.encode_prompt([text], self.device, 1, False)[0]
-        found = torch.cat([self._embeds[text] for text in texts])
+        found = torch.cat([self._embeds[text] for text in texts]).to(self.dtype)
         for oldest in list(self._embeds)[:-CACHED_TEXTS]:
             del self._embeds[oldest]
         return found
@@ -270,7 +270,6 @@ class StableDiffusionPolicy:
             warns.removeFilter(_speaks_of_the_unet)
         if not getattr(self.unet, "peft_config", None):
             raise UserError(f"the LoRA in '{folder}' fits no layer of this model's UNet.")
-        keep_dtype(self.unet)
 
     @contextmanager
     def base(self) -> Iterator[None]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
 from dagflow import PolicySpec, UserError, train
 from dagflow.config import MachineTable
-from dagflow.engine.machine import attend_in_bfloat16, prepare_device
+from dagflow.engine.machine import prepare_device, prepare_learner
 from dagflow.engine.update import update
-from dagflow.objectives.flow_network import FlowNetwork
+from dagflow.objectives.flow_network import Bfloat16Attention, FlowNetwork
+from dagflow.objectives.flows import PointFlowNetwork
 from dagflow.policies.shapes import Shapes
 from tests.conftest import first_window, short_config
 from tests.engine.test_update import gradients, shake
@@ -115,30 +118,22 @@ def test_compiled_networks_have_the_same_gradients_and_are_captured_once(
     assert counters["stats"]["unique_graphs"] == graphs
 
 
-def test_a_flow_network_that_attends_in_bfloat16_is_nearly_the_same_and_float32_otherwise() -> None:
+@pytest.mark.parametrize(
+    ("device", "dtype", "rounded"),
+    [
+        ("cuda", torch.bfloat16, True),
+        ("cuda", torch.float32, False),
+        ("cpu", torch.bfloat16, False),
+    ],
+)
+def test_a_flow_network_rounds_attention_beside_a_bfloat16_policy_on_cuda(
+    device: str, dtype: torch.dtype, rounded: bool
+) -> None:
+    policy = SimpleNamespace(device=torch.device(device), dtype=dtype)
     flow = FlowNetwork(PolicySpec(4, 96, (16, 16)), (16, 32))
-    source = torch.Generator().manual_seed(0)
-    for parameter in flow.parameters():
-        parameter.data += 0.05 * torch.randn(parameter.shape, generator=source)
-    latents, embeds = (
-        torch.randn(*shape, generator=source) for shape in ((3, 4, 16, 16), (3, 24, 96))
-    )
-    found, dtypes = [], []
-    for narrow in (False, True):
-        if narrow:
-            attend_in_bfloat16(flow)
-            for layer in flow.modules():
-                if isinstance(layer, Attention):
-                    layer.to_q.register_forward_hook(
-                        lambda _, __, output: dtypes.append(output.dtype)
-                    )
-        value = flow(latents, torch.tensor([1, 500, 999]), embeds)
-        flow.zero_grad()
-        value.sum().backward()
-        slopes = torch.cat([p.grad.flatten() for p in flow.parameters()])
-        assert value.dtype == slopes.dtype == torch.float32
-        found.append((value.detach(), slopes))
-    assert dtypes == 4 * [torch.bfloat16]
-    for exact, rounded in zip(*found, strict=True):
-        assert not torch.equal(exact, rounded)
-        assert (exact - rounded).norm() < 0.01 * exact.norm()
+    points = PointFlowNetwork(2, (8,), from_normal=False)
+    for objective in (SimpleNamespace(flow=flow), SimpleNamespace(flow=points), object()):
+        learner: Any = SimpleNamespace(policy=policy, objective=objective)
+        prepare_learner(learner, MachineTable())
+    kinds = {type(layer.processor) for layer in flow.modules() if isinstance(layer, Attention)}
+    assert kinds == {Bfloat16Attention if rounded else AttnProcessor2_0}
