@@ -188,6 +188,13 @@ def test_a_bfloat16_network_stays_so_and_trains_its_lora_in_float32(
     assert policy.decode(state).dtype == torch.float32
 
 
+def test_embeddings_are_in_the_networks_dtype_whatever_the_text_encoders() -> None:
+    pipeline = load_pipeline("tiny", torch.bfloat16)
+    pipeline.text_encoder.float()
+    policy = StableDiffusionPolicy(pipeline, CPU, 3.0)
+    assert policy.encode(["a cat"]).dtype == torch.bfloat16
+
+
 @contextmanager
 def passed(unet: torch.nn.Module) -> Iterator[set[torch.dtype]]:
     """In this context: the dtypes that its layers put out, but for the time as sines."""
