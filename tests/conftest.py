@@ -7,14 +7,15 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dagflow import Prompt, config
 from dagflow.config import Config
@@ -154,6 +155,22 @@ def put_plugin(
 def score(rewards: Sequence[WeightedReward], images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
     """The total of all rewards, (B,)."""
     return total(rewards, ask(rewards, images, prompts)())
+
+
+@contextmanager
+def put_out(layers: Iterable[nn.Module]) -> Iterator[set[torch.dtype]]:
+    """In this context: the dtypes that those layers put out which have none inside."""
+    found: set[torch.dtype] = set()
+    handles = [
+        layer.register_forward_hook(lambda _, __, output: found.add(output.dtype))
+        for layer in layers
+        if not list(layer.children())
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def first_window(run: Run) -> Window:

@@ -48,23 +48,21 @@ def prepare_policy(policy: Policy, settings: MachineTable, processes: Processes 
 
 
 def prepare_learner(learner: Learner, settings: MachineTable) -> None:
-    """Apply the settings to what learns; a flow network may round as the policy's on CUDA does."""
-    policy, flow = learner.policy, getattr(learner.objective, "flow", None)
-    if policy.device.type == "cuda" and policy.dtype == torch.bfloat16:
-        round_attention = getattr(flow, "attend_in_bfloat16", None)
-        if round_attention is not None:
-            round_attention()
+    """Make the networks of a learner faster, before the first of them is called.
+
+    Beside a bfloat16 policy on CUDA a flow network that can rounds its attention; what the settings
+    have compiled is compiled when it is first called.
+    """
+    policy = learner.policy
+    flow: Any = getattr(learner.objective, "flow", None)
+    in_bfloat16 = policy.device.type == "cuda" and policy.dtype == torch.bfloat16
+    if in_bfloat16 and hasattr(flow, "attend_in_bfloat16"):
+        flow.attend_in_bfloat16()
     if settings.compile:
-        _compile(learner)
-
-
-def _compile(learner: Learner) -> None:
-    """Have torch.compile make the networks faster; each is compiled when first called."""
-    for network in learner.policy.networks().values():
-        getattr(network, "decoder", network).compile(backend=BACKEND)
-    flow = getattr(learner.objective, "flow", None)
-    if isinstance(flow, nn.Module):
-        flow.compile(backend=BACKEND)
+        for network in policy.networks().values():
+            getattr(network, "decoder", network).compile(backend=BACKEND)
+        if isinstance(flow, nn.Module):
+            flow.compile(backend=BACKEND)
 
 
 def _shard(unet: Any, device: torch.device, processes: Processes) -> None:

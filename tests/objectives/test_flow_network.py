@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from diffusers.models.attention_processor import Attention
-from torch import Tensor, nn
+from torch import Tensor
 
 from dagflow import PolicySpec
 from dagflow.objectives.flow_network import FlowNetwork
+from tests.conftest import put_out
 
 
 def test_rounded_attention_changes_little_and_nothing_beside_it_is_rounded() -> None:
@@ -17,7 +18,9 @@ def test_rounded_attention_changes_little_and_nothing_beside_it_is_rounded() -> 
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=source)
     latents = torch.randn(3, 4, 16, 16, generator=source)
     embeds = torch.randn(3, 24, 96, generator=source)
-    inside, outside = watch(flow)
+    attention = [layer for layer in flow.modules() if isinstance(layer, Attention)]
+    parts = {part for layer in attention for part in layer.modules()}
+    others = set(flow.modules()) - parts
 
     def passed() -> tuple[Tensor, Tensor]:
         flow.zero_grad()
@@ -26,24 +29,10 @@ def test_rounded_attention_changes_little_and_nothing_beside_it_is_rounded() -> 
         return value.detach(), torch.cat([p.grad.flatten() for p in flow.parameters()])
 
     exact = passed()
-    assert inside == outside == {torch.float32}
-    inside.clear()
     flow.attend_in_bfloat16()
-    rounded = passed()
+    with put_out(parts) as inside, put_out(others) as outside:
+        rounded = passed()
     assert inside == {torch.bfloat16}
     assert outside == {torch.float32}
     for before, after in zip(exact, rounded, strict=True):
         assert 0 < (before - after).norm() < 0.01 * before.norm()
-
-
-def watch(network: nn.Module) -> tuple[set[torch.dtype], set[torch.dtype]]:
-    """The dtypes that layers of attention put out from now on, and those of all others."""
-    attention = [layer for layer in network.modules() if isinstance(layer, Attention)]
-    parts = {part for layer in attention for part in layer.modules()}
-    inside: set[torch.dtype] = set()
-    outside: set[torch.dtype] = set()
-    for layer in network.modules():
-        found = inside if layer in parts else outside
-        if not list(layer.children()):
-            layer.register_forward_hook(lambda _, __, out, found=found: found.add(out.dtype))
-    return inside, outside

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from dagflow.diffusion.noise import Stream, trajectory_noise
 from dagflow.engine.rollout import rollout
 from dagflow.policies.loading import EMBEDDED, load_pipeline, resolve_dtype
 from dagflow.policies.stable_diffusion import StableDiffusionPolicy
+from tests.conftest import put_out
 
 CPU = torch.device("cpu")
 
@@ -171,12 +170,15 @@ def test_a_bfloat16_network_stays_so_and_trains_its_lora_in_float32(
     exact.load_weights(tmp_path)
     state = torch.randn(1, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
 
+    def layers(policy: StableDiffusionPolicy) -> list[torch.nn.Module]:
+        return [part for name, part in policy.unet.named_modules() if name != "time_proj"]
+
     def guided(policy: StableDiffusionPolicy) -> torch.Tensor:
         said = policy.predict(state, torch.tensor([501]), policy.encode(["a cat"])).guided
         assert said.dtype == torch.float32
         return said
 
-    with passed(policy.unet) as trained, passed(loaded.unet) as read:
+    with put_out(layers(policy)) as trained, put_out(layers(loaded)) as read:
         ours, theirs = guided(policy), guided(loaded)
     assert trained == read == {torch.bfloat16}
     assert torch.equal(ours, theirs)
@@ -193,22 +195,6 @@ def test_embeddings_are_in_the_networks_dtype_whatever_the_text_encoders() -> No
     pipeline.text_encoder.float()
     policy = StableDiffusionPolicy(pipeline, CPU, 3.0)
     assert policy.encode(["a cat"]).dtype == torch.bfloat16
-
-
-@contextmanager
-def passed(unet: torch.nn.Module) -> Iterator[set[torch.dtype]]:
-    """In this context: the dtypes that its layers put out, but for the time as sines."""
-    found: set[torch.dtype] = set()
-    handles = [
-        layer.register_forward_hook(lambda _, __, output: found.add(output.dtype))
-        for name, layer in unet.named_modules()
-        if name != "time_proj" and not list(layer.children())
-    ]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @pytest.mark.parametrize(
