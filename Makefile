@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-gpu test-lowest test-newest package worlds parity docs docs-serve
+.PHONY: help setup demo test test-all test-gpu bench-gpu test-lowest test-newest package worlds parity docs docs-serve
 .PHONY: reference lint format tiny-model clean
 
 help: ## Show this list
@@ -28,6 +28,16 @@ test-all: setup lint ## Slow tests too
 
 test-gpu: setup ## The tests of training, rewards and drawing on a device, on a GPU
 	CUBLAS_WORKSPACE_CONFIG=:4096:8 DAGFLOW_TEST_GPU=1 $(BIN)/pytest -n 2 -m '' tests/test_elsewhere.py
+
+SD15 := --model sd15 --samples 8 --steps 10 --chunk 16
+
+bench-gpu: setup ## The benchmarks on a GPU, in SD v1.5's shapes; those that compile last
+	$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "torch sees no GPU here.")'
+	for each in limits vs_ddpo vs_literal; do \
+	  $(BIN)/python benchmarks/$$each.py $(SD15) || exit 1; \
+	done
+	$(BIN)/python benchmarks/sd15_memory.py
+	$(BIN)/python benchmarks/throughput.py $(SD15) --compiled
 
 test-lowest: build/lowest/installed ## The tests, with the oldest of all that pyproject.toml allows
 	build/lowest/bin/pytest -n 2
