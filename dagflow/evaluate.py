@@ -96,6 +96,7 @@ class Sampler:
                 "sum",
                 ignore if is_idle else self.progress,
                 log_p_base=log_p_base,
+                index=indices,
             )
             apart = drift(self.policy, self.path, done) if from_base else None
             if not is_idle:

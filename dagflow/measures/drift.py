@@ -13,6 +13,7 @@ from dagflow.policies.policy import Policy
 from dagflow.types import Trajectories
 
 STEPS = 5  # of each trajectory that are looked at
+GOLDEN = 5**0.5 / 2 - 0.5  # multiples of it cover [0, 1) evenly, however many there are
 
 
 class Drift(NamedTuple):
@@ -24,16 +25,20 @@ class Drift(NamedTuple):
 
 @torch.no_grad()
 def drift(policy: Policy, path: GaussianPath, trajectories: Trajectories) -> Drift:
-    """An estimate from five steps of each trajectory, other ones for the next.
+    """An estimate from five steps of each trajectory; which ones follows from its `index`.
 
     KL(p || p_base) of a path is the expected sum over steps of |mean - mean_base|^2 / (2 variance)
-    along the paths of p; the steps looked at stand for all. `trajectories` are the policy's own.
+    along the paths of p. Steps stand for all by one over their chance to be looked at (Horvitz and
+    Thompson, 1952; drawn systematically). `trajectories` are the policy's own.
     """
-    count, few = len(trajectories.prompts), min(STEPS, path.steps)
+    count = len(trajectories.prompts)
+    chance = chances(path).to(policy.device)
     rows = torch.arange(count, device=policy.device)
+    begin = (trajectories.index.double() + 0.5) * GOLDEN % 1
     kl, squares = torch.zeros(2, count, device=policy.device)
-    for k in range(few):
-        place = (rows + k * path.steps // few) % path.steps
+    for k in range(min(STEPS, path.steps)):
+        place = torch.searchsorted(chance.cumsum(0), begin + k, right=True)
+        place = place.clamp(max=path.steps - 1)
         step = gaussian.step_from(path, place)
         x = trajectories.latents[rows, place]
         now = trajectories.noise_pred[rows, place]
@@ -44,6 +49,26 @@ def drift(policy: Policy, path: GaussianPath, trajectories: Trajectories) -> Dri
         apart = step.mean_x0 * (
             policy.predicted_x0(step.state, x, now) - policy.predicted_x0(step.state, x, base)
         )
-        kl += (apart**2 / (2 * step.variance)).flatten(1).sum(1) * path.steps / few
-        squares += ((now - base) ** 2).flatten(1).mean(1) / few
+        counts = 1 / chance[place].float()
+        kl += counts * (apart**2 / (2 * step.variance)).flatten(1).sum(1)
+        squares += counts * ((now - base) ** 2).flatten(1).mean(1) / path.steps
     return Drift(kl, squares)
+
+
+def chances(path: GaussianPath) -> Tensor:
+    """Of each step to be looked at, (T,) float64 in (0, 1], which add up to the number looked at.
+
+    Half of it evenly, half by what an error of x0hat in proportion to sigma adds to the KL there:
+    most of that is often in one step near the end.
+    """
+    step = gaussian.step_from(path, torch.arange(path.steps, device=path.alpha.device))
+    weight = ((step.mean_x0 * step.state.sigma) ** 2 / step.variance).double().flatten()
+    share = 1 / path.steps + weight / weight.sum()
+    certain = torch.zeros_like(share, dtype=torch.bool)
+    few = min(STEPS, path.steps)
+    while True:
+        left = few - int(certain.sum())
+        result = torch.where(certain, 1.0, share * left / share[~certain].sum().clamp(min=1e-9))
+        if not (result > 1).any():
+            return result
+        certain |= result > 1

@@ -7,7 +7,7 @@ import torch
 
 from dagflow.diffusion import path as gaussian
 from dagflow.evaluate import Sampler
-from dagflow.measures.drift import STEPS, drift
+from dagflow.measures.drift import STEPS, chances, drift
 
 
 def perturbed(run, size: float) -> None:
@@ -58,19 +58,42 @@ def test_kl_is_that_of_the_densities(make_run) -> None:
     assert (found.noise_pred > 0).all()
 
 
-def test_few_steps_stand_for_all(make_run) -> None:
-    """Each step is looked at equally often over trajectories, and counts T / 5 times."""
+def test_few_steps_stand_for_all(make_run, monkeypatch) -> None:
+    """Five of twenty come near all of them, though one has most of the KL."""
     run = make_run(rollout={"num_inference_steps": 20})
     perturbed(run, 0.02)
-    part = sampled(run, 4)
+    part = sampled(run, 16)
     passes = []
     predict = run.policy.predict
 
     def counting(x, times, embeds):
-        passes.extend(times.tolist())
+        passes.append(times)
         return predict(x, times, embeds)
 
     run.policy.predict = counting
     found = drift(run.policy, run.path, part)
-    assert sorted(passes, reverse=True) == run.path.timesteps[:-1].tolist()  # four of five each
-    assert (found.kl > 0).all()
+    looked_at = torch.stack(passes, 1)
+    assert all(len(set(times)) == STEPS for times in looked_at.tolist())
+    monkeypatch.setattr("dagflow.measures.drift.STEPS", 20)
+    due = drift(run.policy, run.path, part)
+    assert float(found.kl.mean()) == pytest.approx(float(due.kl.mean()), rel=0.1)
+    assert float(found.noise_pred.mean()) == pytest.approx(float(due.noise_pred.mean()), rel=0.1)
+
+
+def test_batches_do_not_matter(make_run) -> None:
+    run = make_run(rollout={"num_inference_steps": 20})
+    perturbed(run, 0.02)
+    ones, threes = (
+        Sampler(run.policy, run.path, size, 0).draw(run.heldout[:6], [], from_base=True)
+        for size in (1, 3)
+    )
+    assert ones.kl == pytest.approx(threes.kl, rel=1e-3)
+    assert ones.noise_pred == pytest.approx(threes.noise_pred, rel=1e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 6, 20, 50])
+def test_chances_are_of_as_many_steps_as_are_looked_at(make_run, steps) -> None:
+    path = make_run().policy.path(steps)
+    found = chances(path)
+    assert float(found.sum()) == pytest.approx(min(STEPS, steps))
+    assert ((found > 0) & (found <= 1)).all()
