@@ -13,7 +13,13 @@ from torch import Tensor
 
 from dagflow.diffusion.noise import Stream, generator, trajectory_noise
 from dagflow.engine.metrics import Clock
-from dagflow.engine.normalise import Statistics, learn, mean_and_deviation, normalised
+from dagflow.engine.normalise import (
+    Statistics,
+    first_steady,
+    learn,
+    mean_and_deviation,
+    normalised,
+)
 from dagflow.engine.prompts import draw_prompts
 from dagflow.engine.replay import Buffer, draw, renoised
 from dagflow.engine.rollout import concatenate, first, rollout, select
@@ -138,16 +144,17 @@ class Plan:
 
 def _plan(run: Run, epoch: int, buffer: Buffer) -> Plan:
     config, settings = run.config, run.config.rollout
-    replayed, backward = _off_policy(run, buffer)
-    count = settings.samples_per_epoch - replayed - backward
-    prompts = draw_prompts(run.prompts, config.seed, epoch, count, settings.images_per_prompt)
+    replayed, backward = _off_policy(run, bool(buffer.kept))
+    count, together = settings.samples_per_epoch - replayed - backward, settings.images_per_prompt
+    prompts = draw_prompts(run.prompts, config.seed, _sampled_before(run, epoch), count, together)
     windows = cut(config, epoch, run.path.steps, run.learner.objective.needs)
     own = shares(windows, run.processes.size, count)[run.processes.rank]
     given: list[tuple[Prompt, Tensor]] = []
     if replayed + backward:
         source = generator(Stream.REPLAY, config.seed, epoch)
-        drawn = draw(buffer.kept, replayed, source)
-        ends = draw(run.given or buffer.kept, backward, source)
+        alike = together if run.learner.objective.needs.groups else 1
+        drawn = draw(buffer.kept, replayed, source, alike)
+        ends = draw(run.given or buffer.kept, backward, source, alike)
         given = [(item.prompt, item.latents) for item in drawn]
         if ends:
             states = renoised(run.path, ends, source)
@@ -213,20 +220,30 @@ def _kept(run: Run, part: Trajectories) -> Trajectories:
     return replace(select(part, range(len(part.prompts)), here), images=part.images.to(here))
 
 
-def _off_policy(run: Run, buffer: Buffer) -> tuple[int, int]:
+def _sampled_before(run: Run, epoch: int) -> int:
+    """How many trajectories the policy sampled in all epochs before this."""
+    every, early = run.config.rollout.samples_per_epoch, min(epoch, first_steady(run.rewards) + 1)
+    return early * (every - sum(_off_policy(run, False))) + (epoch - early) * (
+        every - sum(_off_policy(run, True))
+    )
+
+
+def _off_policy(run: Run, kept: bool) -> tuple[int, int]:
     """How many of an epoch's trajectories come from the buffer, and by noising images.
 
-    What the policy samples is a whole number of groups; the others share what is left.
+    `kept`: whether there is anything in the buffer. What the policy samples is a whole number of
+    groups; the others share what is left.
     """
     settings, replay = run.config.rollout, run.config.replay
     every, together = settings.samples_per_epoch, settings.images_per_prompt
-    share = replay.share if buffer.kept else 0.0
-    backward = replay.backward if buffer.kept or run.given else 0.0
+    share = replay.share if kept else 0.0
+    backward = replay.backward if kept or run.given else 0.0
     if not share + backward:
         return 0, 0
     groups = max(1, int(every * (1 - share - backward) + 1e-6) // together)
     others = every - groups * together
-    replayed = round(others * share / (share + backward))
+    unit = together if run.learner.objective.needs.groups else 1
+    replayed = unit * round(others / unit * share / (share + backward))
     return replayed, others - replayed
 
 

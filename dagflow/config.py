@@ -60,8 +60,8 @@ class ObjectiveTable(OpenTable):
     """`db` (detailed balance), `kl`, `tb`, `rtb`, ... or any installed objective."""
     beta: float | str = 100.0
     """Inverse temperature of exp(beta * reward), see log_density; or "auto:KL=nats"."""
-    anneal: float = Field(0.5, ge=0, le=1)
-    """beta rises linearly from 0 over this fraction of all updates."""
+    anneal: float = Field(0.5, ge=0)
+    """beta rises linearly from 0 over this fraction of all updates; above 1, past their end."""
     log_density: LogDensity = "mean"
     """`mean` over the latent values, as the authors' code, or the exact `sum`."""
 
@@ -275,11 +275,12 @@ class Config(Table):
 
     @model_validator(mode="after")
     def _an_epoch_holds_a_batch(self) -> Config:
-        if self.update.batch_size > self.transitions_per_epoch:
+        samples, steps = self.rollout.samples_per_epoch, self.rollout.num_inference_steps
+        if self.update.batch_size > samples * steps:
             raise ValueError(
                 f"update.batch_size = {self.update.batch_size} is more than the "
-                f"{self.transitions_per_epoch} transitions of an epoch (samples_per_epoch = "
-                f"{self.rollout.samples_per_epoch} x {self.steps_per_trajectory} steps)"
+                f"{samples * steps} transitions of an epoch (samples_per_epoch = "
+                f"{samples} x {steps} steps)"
             )
         return self
 
@@ -324,12 +325,6 @@ class Config(Table):
         """After annealing. It must be known: see `with_beta`."""
         assert not isinstance(self.objective.beta, str)
         return self.objective.beta
-
-    def reward_calls(self, potentials: bool) -> int:
-        """Images that rewards are asked about in an epoch, with or without intermediate ones."""
-        states = self.rollout.potential_states(self.rollout.num_inference_steps)
-        inner = len(states) if potentials and self.rollout.potential == "rollout" else 0
-        return self.rollout.samples_per_epoch * (1 + inner)
 
     def with_beta(self, beta: float) -> Config:
         """The same with another beta."""

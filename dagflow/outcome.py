@@ -108,7 +108,7 @@ def _aims_at_the_truth(run: Run, beta: float) -> bool:
     """Whether reward, beta and prior make a world's own target the one of this run."""
     due = Ratio if run.learner.keeps_base else Density
     exact = len(run.rewards) == 1 and type(run.rewards[0].reward) is due
-    return exact and run.rewards[0].weight == beta == 1
+    return exact and run.rewards[0].weight == beta == 1 and not run.rewards[0].normalise_epochs
 
 
 def _draw_comparison(run: Run, comparison: Comparison) -> None:

@@ -150,7 +150,7 @@ def prepare(
         objective = make_objective(policy.spec)
     check_needs(config, objective.needs, prompts)
     _check_processes(config, processes)
-    config = _within_budget(config, objective.needs)
+    config = _within_budget(config, objective.needs, path.steps)
     learner = make_learner(
         policy, objective, config.update, config.objective.log_density, processes
     )
@@ -185,12 +185,14 @@ def _check_worlds(policy: Policy, rewards: Sequence[WeightedReward]) -> None:
             )
 
 
-def _within_budget(config: Config, needs: Needs) -> Config:
+def _within_budget(config: Config, needs: Needs, steps: int) -> Config:
     """The configuration with as many epochs as `reward_budget` allows."""
-    budget, each = config.reward_budget, config.reward_calls(needs.potentials)
+    budget, rollout = config.reward_budget, config.rollout
+    states = len(rollout.potential_states(steps)) if needs.potentials else 0
+    each = rollout.samples_per_epoch * (1 + states)
     if not budget:
         return config
-    if config.rollout.potential == "current" and needs.potentials:
+    if rollout.potential == "current" and needs.potentials:
         raise UserError(
             "reward_budget counts no potential = 'current', whose rewards are asked anew in each "
             "update: use 'rollout' or 'none'."
@@ -212,7 +214,13 @@ def check_needs(config: Config, needs: Needs, prompts: Sequence[Prompt]) -> None
             f"now: set replay.share and replay.backward to 0, or use one that learns from any "
             f"(db, tb, subtb, rtb, ...)."
         )
-    rollout = config.rollout
+    rollout, batch = config.rollout, config.update.batch_size
+    if batch > config.transitions_per_epoch and not needs.trajectories:
+        raise UserError(
+            f"update.batch_size = {batch} is more than the {config.transitions_per_epoch} "
+            f"transitions of an epoch that update.timestep_fraction leaves (samples_per_epoch = "
+            f"{rollout.samples_per_epoch} x {config.steps_per_trajectory} steps)."
+        )
     if (replay.share or replay.backward) and rollout.images_per_prompt == rollout.samples_per_epoch:
         raise UserError(
             f"rollout.images_per_prompt = {rollout.images_per_prompt} makes one group of the whole "

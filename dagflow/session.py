@@ -19,7 +19,14 @@ from dagflow.engine.checkpoint import Position, Restored
 from dagflow.engine.learner import set_rates
 from dagflow.engine.levels import first_levels, zero_levels
 from dagflow.engine.metrics import Clock, JsonLines
-from dagflow.engine.normalise import SMALLEST, Statistics, mean_and_deviation, moments, summary
+from dagflow.engine.normalise import (
+    SMALLEST,
+    Statistics,
+    first_steady,
+    mean_and_deviation,
+    moments,
+    summary,
+)
 from dagflow.engine.potentials import CurrentPotentials
 from dagflow.engine.replay import Buffer
 from dagflow.engine.temperature import (
@@ -155,12 +162,6 @@ class Session:
         found = position.levels or not update.flow_from_data
         if found and position.warm_up >= update.flow_warmup:
             return data
-        if not position.warm_up:
-            every = torch.cartesian_prod(
-                torch.arange(len(data.prompts)), torch.arange(self.run.path.steps)
-            )
-            calls = position.reward_calls + self._asked_anew(every)
-            self.position = replace(position, reward_calls=calls)
         return self.run.processes.together(lambda: self._all_potentials(data))
 
     def _all_potentials(self, data: Epoch) -> Epoch:
@@ -180,6 +181,13 @@ class Session:
             self.run.advance(len(part))
         return replace(data, potentials=values)
 
+    def _asked_to_begin(self) -> int:
+        """Images that rewards are asked about for all potentials of the first epoch."""
+        if not (self.config.update.flow_from_data or self.config.update.flow_warmup):
+            return 0
+        samples, steps = self.config.rollout.samples_per_epoch, self.run.path.steps
+        return self._asked_anew(torch.cartesian_prod(torch.arange(samples), torch.arange(steps)))
+
     def _asked_anew(self, rows: Tensor) -> int:
         """Images that rewards are asked about for a window, beside those of the epoch's data.
 
@@ -196,11 +204,8 @@ class Session:
         return prod(self.run.policy.latent_shape)
 
     def _gain(self, epoch: int, rewards: Tensor) -> float:
-        """Of the mean reward over that of the first epoch, in its deviations.
-
-        "First" is the first whose rewards are weighed as all later ones are; 0 until then.
-        """
-        if epoch < max(item.normalise_epochs for item in self.run.rewards) - 1:
+        """Of the mean reward over that of the first steady epoch, in its deviations; 0 before."""
+        if epoch < first_steady(self.run.rewards):
             return 0.0
         mean, deviation = self.position.gain_baseline or moments(rewards)
         self.position = replace(self.position, gain_baseline=(mean, deviation))
@@ -300,7 +305,8 @@ class Session:
         """Log, draw and save; what alarms there are."""
         epoch, config, buffer = self.position.epoch + 1, self.config, self._buffer
         alarms: tuple[Alarm, ...] = ()
-        if config.replay.share or (config.replay.backward and not self.run.given):
+        replays = config.replay.share or (config.replay.backward and not self.run.given)
+        if replays and self.position.epoch >= first_steady(self.run.rewards):
             here, processes = data.sampled, self.run.processes
             buffer = buffer.with_more(data.prompts, data.final, here, processes)
         numbers = mean_and_deviation("reward", data.final, "_")
@@ -313,13 +319,16 @@ class Session:
             seen, alarms = self._look(epoch, data.statistics)
             numbers |= seen
             clock.lap("watch")
+        calls = self.position.reward_calls + data.reward_calls
+        if not self.position.epoch:
+            calls += self._asked_to_begin()
         self._keep_best(gain)  # from here on nobody is waited for, until all is as it must be
         self.position = replace(
             self.position,
             epoch=epoch,
             window=0,
             statistics=data.statistics,
-            reward_calls=self.position.reward_calls + data.reward_calls,
+            reward_calls=calls,
         )
         self._rollout_weights, self._buffer = self.run.policy.weights(), buffer
         self._metrics.write({"epoch": epoch, **numbers, "gain": gain})
@@ -366,6 +375,8 @@ class Session:
         best = self.position.best_gain
         if not self.config.checkpoint.keep_best or not self.run.processes.is_main:
             return
+        if began.epoch < first_steady(self.run.rewards):
+            return  # nobody knows yet how it compares
         if checkpoint.is_dir() and (best is None or gain > best):
             checkpoints.point(checkpoint.with_name(checkpoints.BEST), checkpoint)
             self.position = replace(self.position, best_gain=gain)

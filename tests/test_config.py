@@ -5,6 +5,7 @@ import tomllib
 import pytest
 
 from dagflow import UserError, config
+from dagflow.cli.train import _resumed
 from dagflow.config_file import dump
 from dagflow.recipe import read_recipe
 
@@ -68,3 +69,13 @@ def test_every_mistake_has_its_own_line() -> None:
     with pytest.raises(UserError) as caught:
         config.resolve({"epoch": 1, "seed": -1})
     assert len(str(caught.value).splitlines()) == 2
+
+
+def test_beta_rises_over_as_many_updates_however_many_epochs_a_resumed_run_has(tmp_path) -> None:
+    text = "epochs = 10\n[objective]\nanneal = 0.7\n"
+    for epochs, anneal in ((4, 1.75), (10, 0.7), (14, 0.5)):
+        (tmp_path / "config.toml").write_text(text)
+        found = _resumed(tmp_path, [f"epochs={epochs}"])
+        assert found.objective.anneal == pytest.approx(anneal)
+        config.resolve(found.model_dump(mode="json"))  # as the next resume reads it
+    assert _resumed(tmp_path, []).objective.anneal == 0.7

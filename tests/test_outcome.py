@@ -43,6 +43,21 @@ def test_a_run_that_goes_on_has_no_report_until_it_ends(make_run) -> None:
     assert not (run.folder / report.NAME).exists()
 
 
+@pytest.mark.parametrize("normalise_epochs", [0, 1])
+def test_a_normalised_reward_has_another_target_than_the_world_s_own(
+    make_run, normalise_epochs: int
+) -> None:
+    truth = {"name": "world-density", "world": "gaussians-1d", "normalise_epochs": normalise_epochs}
+    run = make_run(
+        model="world:gaussians-1d",
+        epochs=1,
+        rewards={"jpeg-compressibility": truth},
+        objective={"name": "tb", "beta": 1.0, "log_density": "sum"},
+        evaluate={"images": 100},
+    )
+    assert (train.start(run).evaluation.truth is None) == bool(normalise_epochs)
+
+
 def test_a_place_that_is_not_there(make_run) -> None:
     train.start(make_run(epochs=1))
     with pytest.raises(UserError, match="has no checkpoint 'epoch-0007'"):

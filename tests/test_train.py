@@ -85,6 +85,14 @@ def test_a_normalised_rewards_gain_counts_from_the_last_epoch_that_moves_it(make
     assert gains == pytest.approx([0, 0, 0, 1], abs=1e-4)
 
 
+def test_the_best_is_found_among_what_compares(make_run) -> None:
+    """While statistics move, no gain is known, and none is a lower bound of those to come."""
+    run = rising(make_run(**ONE_CALL_AN_EPOCH, epochs=5), step=-1.0)
+    [item] = run.rewards
+    start(replace(run, rewards=(replace(item, normalise_epochs=3),)))
+    assert (run.folder / "checkpoints" / "best").resolve().name == "epoch-0002"
+
+
 def test_a_falling_reward_stops_nothing(make_run) -> None:
     run = make_run(**ONE_CALL_AN_EPOCH, epochs=3, stop_at_gain=0.5)
     assert start(rising(run, step=-1.0)).stopped is None
@@ -112,3 +120,21 @@ def test_every_image_that_a_reward_is_asked_about_in_training_is_counted(
     outcome = start(replace(run, rewards=(WeightedReward("counting", score, 1.0),)))
     position = json.loads((outcome.checkpoint / "state.json").read_text())
     assert position["reward_calls"] == sum(asked)
+
+
+@pytest.mark.parametrize("moment", ["previews", "warm-up", "update"])
+def test_what_was_asked_before_a_break_is_counted_once(make_run, tmp_path, moment: str) -> None:
+    changes = {
+        "rollout": {"potential": "current"},
+        "evaluate": {"images": 0, "grid": 0, "watched": 0},
+        "epochs": 1,
+    }
+    whole = start(make_run(**changes, output=str(tmp_path / "whole"))).checkpoint
+    asked: list[str] = []
+    run = make_run(lambda: moment in asked, **changes)
+    run.watcher.phase = lambda name, total, epoch: asked.append(name)
+    with pytest.raises(Interrupted):
+        start(run)
+    resumed = resume(make_run(**changes)).checkpoint
+    states = [json.loads((folder / "state.json").read_text()) for folder in (whole, resumed)]
+    assert states[0]["reward_calls"] == states[1]["reward_calls"]

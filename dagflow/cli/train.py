@@ -203,8 +203,10 @@ def _resumed(folder: Path, settings: list[str]) -> Config:
     if after.epochs != before.epochs and (before.reward_budget or before.update.decay):
         what = "reward_budget" if before.reward_budget else "update.decay"
         raise UserError(f"epochs cannot change when a run with {what} resumes: it decides them.")
+    if after.epochs == before.epochs:
+        return after
     # beta's rise keeps its length in updates
-    anneal = min(1.0, before.objective.anneal * before.epochs / after.epochs)
+    anneal = before.objective.anneal * before.epochs / after.epochs
     objective = before.objective.model_copy(update={"anneal": anneal})
     return after.model_copy(update={"objective": objective})
 

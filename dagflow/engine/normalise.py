@@ -61,6 +61,11 @@ def normalised(
     )
 
 
+def first_steady(rewards: Sequence[WeightedReward]) -> int:
+    """The first epoch, from 0, whose rewards are weighed as those of all later ones are."""
+    return max([0, *(item.normalise_epochs - 1 for item in rewards)])
+
+
 def _standardised(item: WeightedReward, statistics: Statistics) -> WeightedReward:
     weight = item.weight / statistics.deviation
     return replace(item, weight=weight, offset=-weight * statistics.mean)

@@ -56,16 +56,15 @@ def heldout_prompts(
 
 
 def draw_prompts(
-    prompts: Sequence[Prompt], seed: int, epoch: int, count: int, images_per_prompt: int
+    prompts: Sequence[Prompt], seed: int, before: int, count: int, images_per_prompt: int
 ) -> tuple[Prompt, ...]:
-    """The prompts of an epoch's trajectories, `images_per_prompt` consecutive ones alike.
+    """The prompts of `count` trajectories after `before`, `images_per_prompt` in a row alike.
 
-    Passes over the source in a new order each time, each prompt once in a pass; where an epoch
-    begins follows from its number, so a resumed run needs no cursor.
+    Passes over the source in a new order each time, each prompt once in a pass.
     """
-    groups = count // images_per_prompt
+    begin, end = before // images_per_prompt, (before + count) // images_per_prompt
     chosen = []
-    for position in range(epoch * groups, (epoch + 1) * groups):
+    for position in range(begin, end):
         pass_number, place = divmod(position, len(prompts))
         order = torch.randperm(len(prompts), generator=generator(Stream.PROMPTS, seed, pass_number))
         chosen.append(prompts[int(order[place])])

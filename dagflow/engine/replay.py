@@ -28,6 +28,11 @@ class Kept(NamedTuple):
     latents: Tensor  # (T+1, C, H, W) on the CPU; of a given picture the last state alone
     reward: float
 
+    @property
+    def is_picture(self) -> bool:
+        """Whether it was given, not sampled."""
+        return len(self.latents) == 1
+
 
 @dataclass(frozen=True)
 class Buffer:
@@ -111,16 +116,40 @@ def _latents(here: Trajectories, wanted: set[int], processes: Processes) -> dict
     return {k: latents for part in processes.share(own) for k, latents in part.items()}
 
 
-def draw(kept: Sequence[Kept], count: int, source: torch.Generator) -> list[Kept]:
-    """`count` of them, each equally likely, with replacement."""
-    return [kept[int(torch.randint(len(kept), (), generator=source))] for _ in range(count)]
+def draw(kept: Sequence[Kept], count: int, source: torch.Generator, alike: int = 1) -> list[Kept]:
+    """`count` of them, each equally likely, with replacement; `alike` in a row have one text.
+
+    They differ as far as there are others of that text.
+    """
+    drawn: list[Kept] = []
+    while len(drawn) < count:
+        one = kept[int(torch.randint(len(kept), (), generator=source))]
+        group = [one]
+        if alike > 1:
+            others = [x for x in kept if x.prompt.text == one.prompt.text and x is not one]
+            order = torch.randperm(len(others), generator=source).tolist()
+            group += [others[k] for k in order]
+        drawn += (group * alike)[:alike]
+    return drawn[:count]
 
 
 def renoised(path: GaussianPath, kept: list[Kept], source: torch.Generator) -> Tensor:
-    """Other trajectories (B, T+1, C, H, W) to the same terminal states, drawn backward from q."""
-    terminal = torch.stack([item.latents[-1] for item in kept])
+    """Other trajectories (B, T+1, C, H, W) to the same terminal states, drawn backward from q.
+
+    Of a given picture, which has no noise, the terminal state has that of the path's end, where
+    that end is not the image itself.
+    """
+    terminal = torch.stack([_terminal(path, item, source) for item in kept])
     noise = torch.randn(len(kept), path.steps, *terminal.shape[1:], generator=source)
     return noised(path, terminal, noise)
+
+
+def _terminal(path: GaussianPath, item: Kept, source: torch.Generator) -> Tensor:
+    last = item.latents[-1]
+    if not (item.is_picture and path.noiseless_end):
+        return last
+    alpha, sigma = (float(values[-1]) for values in (path.alpha, path.sigma))
+    return alpha * last + sigma * torch.randn(last.shape, generator=source)
 
 
 def given_images(folder: Path, policy: Policy) -> tuple[Kept, ...]:

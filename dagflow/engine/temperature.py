@@ -95,8 +95,9 @@ def beta_for_divergence(rewards: Tensor, prompts: Sequence[Prompt], divergence: 
             total += information + math.log(len(values))
         return total / len(groups)
 
-    spread = max(float(values.max() - values.min()) for values in groups)
-    highest = 50 / spread if spread else 0.0
+    tops = [values.unique()[-2:] for values in groups]
+    gaps = [float(pair[1] - pair[0]) for pair in tops if len(pair) > 1]
+    highest = 50 / min(gaps) if gaps else 0.0  # there every prompt's best image stands alone
     if not kl(highest) > divergence:
         raise UserError(
             f"beta = 'auto:KL={divergence:g}': the {len(rewards)} images of the first epoch can "

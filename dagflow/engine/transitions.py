@@ -30,7 +30,7 @@ def cut(config: Config, epoch: int, steps: int, needs: Needs) -> list[Tensor]:
     from the first step after the last, so that every step counts alike. Most states of a window
     then end one of its transitions and begin the next. Where states are not evaluated by themselves
     (no log F) transitions are shuffled instead, and every window sees most trajectories. Windows
-    are even, and at most `updates_per_epoch`.
+    are even, and no smaller than `update.batch_size`.
 
     With `needs.trajectories` all steps count, and no window divides a trajectory or a group: there
     are as many as batches in all transitions, or as groups if those are fewer.
@@ -47,7 +47,7 @@ def cut(config: Config, epoch: int, steps: int, needs: Needs) -> list[Tensor]:
         flat = rows.flatten(0, 1)
         if not needs.log_flow:
             flat = flat[torch.randperm(len(flat), generator=source)]
-        return list(flat.tensor_split(min(config.updates_per_epoch, len(flat))))
+        return list(flat.tensor_split(max(1, len(flat) // config.update.batch_size)))
     updates = max(1, min(len(groups), len(trajectories) * steps // config.update.batch_size))
     parts = rows.unflatten(0, (len(groups), together)).tensor_split(updates)
     return [part.flatten(0, 2) for part in parts]

@@ -130,12 +130,14 @@ class KL(nn.Module):
     def _normalised(self, batch: Transitions, cost: Tensor) -> Tensor:
         """The cost minus the mean of the others in the window, over the window's deviation.
 
-        Of whole trajectories, those at the same step of others count.
+        Of whole trajectories, those at the same step of others count. With no others it stays.
         """
         window = cost
         if not self.returns:
             assert batch.window is not None
             window = residual(batch.window, batch.window.log_pf_old)
             cost = residual(batch, batch.log_pf_old).detach()
-        others = (window.sum(0) - cost) / max(len(window) - 1, 1)
+        if len(window) == 1:
+            return (cost / batch.scale).clamp(-MAX_COST, MAX_COST)
+        others = (window.sum(0) - cost) / (len(window) - 1)
         return ((cost - others) / (window.std(0, correction=0) + 1e-8)).clamp(-MAX_COST, MAX_COST)

@@ -10,7 +10,6 @@ from dagflow.glossary import explain
 from dagflow.page.read import Record, RunData, number
 
 Source = Callable[[RunData], list[tuple[float, float, float]]]  # x, value, half of the band
-INTERVAL = 1.96  # standard errors on both sides of a 95 % interval
 SPREAD = "The band is one standard deviation of the epoch's steps."
 SINGLE = "The band is one standard deviation of single images."
 STATISTICS = ("brightness", "saturation", "colour_entropy", "edge_density", "jpeg_kb")
@@ -41,11 +40,11 @@ class Plan:
     alarm: str = ""  # the statistic whose alarms belong here above all
 
 
-def of_epoch(key: str, spread: str = "", times: float = 1.0, shift: int = 0) -> Measure:
-    """A number of epochs' records, with a band of `times` another one."""
+def of_epoch(key: str, spread: str = "", shift: int = 0, is_error: bool = False) -> Measure:
+    """A number of epochs' records, with a band of another one; of a standard error, 95 %."""
 
     def source(run: RunData) -> list[tuple[float, float, float]]:
-        found = []
+        found, times = [], run.look_errors if is_error else 1.0
         for record in run.epochs:
             value, half = number(record.get(key)), number(record.get(spread)) or 0.0
             if value is not None:
@@ -113,7 +112,7 @@ def _reward_plans() -> list[Plan]:
         ),
         Plan(
             "Change over the base model",
-            (of_epoch("held_out.reward_change", "held_out.reward_change_error", INTERVAL),),
+            (of_epoch("held_out.reward_change", "held_out.reward_change_error", is_error=True),),
             "From the same prompts and noise.",
             "The band is the 95 % interval of the mean; while it holds 0, chance alone could "
             "explain the change.",

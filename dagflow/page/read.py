@@ -15,6 +15,7 @@ from typing import Any
 from dagflow.config import Config, RewardTable
 from dagflow.errors import UserError
 from dagflow.folder import OWNER
+from dagflow.intervals import student
 from dagflow.provenance import FILE as SESSIONS
 
 Record = Mapping[str, Any]
@@ -64,6 +65,13 @@ class RunData:
     def rewards(self) -> list[str]:
         """Labels of the rewards that are trained on."""
         return list(self.table("rewards"))
+
+    @property
+    def look_errors(self) -> float:
+        """Standard errors on either side of the mean of a look's images that make 95 %."""
+        table = self.table("evaluate")
+        counts = (number(table.get(name)) or 0.0 for name in ("watched", "grid"))
+        return student(max(2, *map(int, counts)))
 
     def table(self, *path: str) -> Record:
         """A table of the configuration; empty where there is none."""

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
+from dagflow.intervals import student
 from dagflow.page.charts import alarm_text
-from dagflow.page.plans import INTERVAL, STATISTICS, name_of
+from dagflow.page.plans import STATISTICS, name_of
 from dagflow.page.plot import shown
 from dagflow.page.read import Record, RunData, at, number
 
@@ -60,14 +61,15 @@ def _reported(report: Record) -> Change | None:
     if base is None or trained is None:
         return None
     error = number(at(report, "reward", "standard_error_of_change")) or 0.0
+    half = error * student(max(2, int(number(report.get("images")) or 0)))
     ends = at(report, "reward", "interval")
     interval = [number(end) for end in ends] if isinstance(ends, list) else []
     low, high = interval if len(interval) == 2 else (None, None)
     return Change(
         base,
         trained,
-        trained - base - INTERVAL * error if low is None else low,
-        trained - base + INTERVAL * error if high is None else high,
+        trained - base - half if low is None else low,
+        trained - base + half if high is None else high,
         report.get("images"),
         number(at(report, "reward", "win_rate")),
     )
@@ -79,7 +81,7 @@ def _under_way(run: RunData) -> Change | None:
         return None
     last = held_out[-1]
     mean, trained = last["held_out.reward_change"], last["held_out.reward_mean"]
-    half = INTERVAL * (number(last.get("held_out.reward_change_error")) or 0.0)
+    half = run.look_errors * (number(last.get("held_out.reward_change_error")) or 0.0)
     win_rate = number(last.get("held_out.win_rate"))
     return Change(trained - mean, trained, mean - half, mean + half, None, win_rate)
 

@@ -90,7 +90,8 @@ class StableDiffusionPolicy:
         """diffusers' DDIMScheduler of this model, which a path is that of at eta = 1."""
         from diffusers import DDIMScheduler
 
-        return DDIMScheduler.from_config(self.pipeline.scheduler.config, clip_sample=False)
+        config = self.pipeline.scheduler.config
+        return DDIMScheduler.from_config(config, clip_sample=False, thresholding=False)
 
     def path(self, num_inference_steps: int) -> GaussianPath:
         """The states of diffusers' DDIMScheduler with that many steps.

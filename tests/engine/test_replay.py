@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from dagflow import Prompt, UserError
 from dagflow.collect import collect
 from dagflow.diffusion import path as gaussian
 from dagflow.engine.metrics import Clock
-from dagflow.engine.replay import Buffer, given_images, renoised
+from dagflow.engine.replay import Buffer, Kept, draw, given_images, renoised
 from dagflow.types import Trajectories
 
 A, B = Prompt("a"), Prompt("b")
@@ -148,6 +151,76 @@ def test_a_resumed_run_with_a_buffer_writes_the_same_bytes(make_run, tmp_path) -
     names = ["metrics.jsonl", "checkpoints/epoch-0003/training_state.safetensors"]
     for name in names:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
+
+
+def test_nothing_is_kept_until_all_that_comes_is_weighed_alike(make_run) -> None:
+    """The best of one scale would stand above better ones of another."""
+    from dagflow import train
+
+    run = make_run(
+        objective={"name": "tb"},
+        rewards={"jpeg-compressibility": {"normalise_epochs": 2}},
+        replay={"share": 0.5},
+        checkpoint={"keep": 9},
+        evaluate={"images": 0, "grid": 0, "watched": 0},
+        epochs=3,
+    )
+    train.start(run)
+    folders = sorted((run.folder / "checkpoints").glob("epoch-*"))
+    states = [load_file(folder / "training_state.safetensors") for folder in folders]
+    assert ["replay.latents" in state for state in states] == [False, True, True]
+
+
+def test_each_prompt_is_drawn_once_in_a_pass_though_fewer_are_sampled_later(make_run) -> None:
+    run = make_run(objective={"name": "db"}, replay={"share": 0.5}, prompts={"name": "animals"})
+    buffer, texts = Buffer(8, 8), []
+    for epoch in range(4):
+        data = collect(run, epoch, {}, run.policy.weights(), buffer, Clock())
+        buffer = more(buffer, data.sampled, data.final)
+        texts += [prompt.text for prompt in data.prompts]
+    assert len(texts) == len(set(texts)) == 4 + 2 + 2 + 2
+
+
+def test_groups_of_one_text_are_drawn_together() -> None:
+    buffer = more(Buffer(9, 9), trajectories([A, A, A, A, B, B]), torch.arange(6.0))
+    drawn = draw(buffer.kept, 10, torch.Generator().manual_seed(0), alike=4)
+    for group in (drawn[:4], drawn[4:8], drawn[8:]):
+        assert len({item.prompt.text for item in group}) == 1
+    assert len({item.reward for item in drawn[:4]}) in (2, 4)  # all that there are of the text
+    assert len(drawn) == 10
+
+
+@pytest.mark.parametrize("alike", [1, 3])
+def test_each_is_drawn_as_often_as_any_other(alike: int) -> None:
+    buffer = more(Buffer(9, 9), trajectories([A, A, A, B, B, B]), torch.arange(6.0))
+    drawn = draw(buffer.kept, 6000, torch.Generator().manual_seed(0), alike)
+    counts = Counter(item.reward for item in drawn)
+    assert max(abs(count - 1000) for count in counts.values()) < 150
+
+
+def test_replayed_groups_are_compared(make_run) -> None:
+    run = make_run(
+        objective={"name": "vargrad"},
+        rollout={"samples_per_epoch": 12, "images_per_prompt": 2},
+        replay={"share": 0.3, "backward": 0.3},
+    )
+    before = collect(run, 0, {}, run.policy.weights(), Buffer(12, 12), Clock())
+    buffer = more(Buffer(12, 12), before.sampled, before.final)
+    data = collect(run, 1, {}, run.policy.weights(), buffer, Clock())
+    texts = [prompt.text for prompt in data.trajectories.prompts]
+    assert texts[::2] == texts[1::2]
+
+
+@pytest.mark.parametrize("noiseless_end", [True, False])
+def test_a_given_picture_is_as_noisy_as_the_end_of_the_path(make_run, noiseless_end) -> None:
+    """Where the sampler goes on from there; else it is the image itself."""
+    path = replace(make_run().path, noiseless_end=noiseless_end)
+    path.alpha[-1], path.sigma[-1] = 0.8, 0.6
+    given = [Kept(A, torch.full((1, 1, 64, 64), 2.0), float("nan"))]
+    [states] = renoised(path, given, torch.Generator().manual_seed(0))
+    mean, deviation = (1.6, 0.6) if noiseless_end else (2, 0)
+    assert float(states[-1].mean()) == pytest.approx(mean, abs=0.05)
+    assert float(states[-1].std()) == pytest.approx(deviation, abs=0.05)
 
 
 def test_the_config_refuses_to_replay_everything() -> None:

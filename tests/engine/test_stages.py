@@ -26,7 +26,9 @@ PROMPTS = tuple(Prompt(f"prompt {k}") for k in range(7))
 
 @given(seed=st.integers(0, 100), epochs=st.integers(1, 9), groups=st.integers(1, 12))
 def test_every_pass_over_the_prompts_shows_each_once(seed: int, epochs: int, groups: int) -> None:
-    drawn = [p.text for e in range(epochs) for p in draw_prompts(PROMPTS, seed, e, groups, 1)]
+    drawn = [
+        p.text for e in range(epochs) for p in draw_prompts(PROMPTS, seed, e * groups, groups, 1)
+    ]
     for start in range(0, len(drawn) - len(PROMPTS) + 1, len(PROMPTS)):
         assert Counter(drawn[start : start + len(PROMPTS)]) == Counter(
             prompt.text for prompt in PROMPTS
@@ -34,7 +36,7 @@ def test_every_pass_over_the_prompts_shows_each_once(seed: int, epochs: int, gro
 
 
 def test_images_per_prompt_are_consecutive() -> None:
-    drawn = [prompt.text for prompt in draw_prompts(PROMPTS, 0, 2, 12, 3)]
+    drawn = [prompt.text for prompt in draw_prompts(PROMPTS, 0, 24, 12, 3)]
     assert all(len(set(drawn[k : k + 3])) == 1 for k in range(0, 12, 3))
     assert len(set(drawn)) == 4
 
@@ -66,6 +68,21 @@ def test_windows_hold_each_chosen_transition_once(fraction: float, batch: int, e
     for b in range(8):
         chosen = {i for other, i in rows if other == b}
         assert sum((i + 1) % steps not in chosen for i in chosen) <= 1
+
+
+def test_no_window_is_smaller_where_the_path_has_a_step_less() -> None:
+    """As it is where the sampler's last step has no noise."""
+    settings = short_config(
+        rollout={"samples_per_epoch": 8, "num_inference_steps": 10}, update={"batch_size": 40}
+    )
+    assert [len(window) for window in cut(settings, 0, 9, Needs(log_flow=True))] == [72]
+
+
+def test_a_batch_must_be_there_among_the_steps_that_an_objective_trains_on(make_run) -> None:
+    half = {"batch_size": 16, "timestep_fraction": 0.5}
+    make_run(objective={"name": "tb"}, update=half)  # which takes all steps of all 4 trajectories
+    with pytest.raises(UserError, match=r"16 is more than the 8 .*timestep_fraction"):
+        make_run(objective={"name": "ddpo"}, update=half)
 
 
 def test_without_a_flow_every_window_sees_most_trajectories() -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,8 @@ def test_what_is_held_out_is_told_while_the_run_goes_on(rich: Path, tmp_path: Pa
     words = " ".join(sentences(data))
     assert f"a change of {last:+.3g}, with a 95 % interval" in words
     assert "Diversity within a prompt fell, from 0.21 to 0.186" in words
+    few = replace(data, config={**data.config, "evaluate": {"watched": 2, "grid": 0}})
+    assert (data.look_errors, few.look_errors) == (3.18, 12.71)  # of four and two images
 
 
 def test_a_run_that_has_only_begun_has_a_page(run: Path, tmp_path: Path) -> None:

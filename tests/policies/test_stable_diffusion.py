@@ -126,6 +126,16 @@ def test_lora_targets_that_exist_nowhere_are_the_users_mistake(
         policy.add_weights(LoraTable(targets=("to_z",)), seed=0)
 
 
+def test_nothing_is_clipped_or_thresholded_whatever_the_model_says(
+    policy: StableDiffusionPolicy,
+) -> None:
+    """The rollout does neither, so no sampler of its LoRA may."""
+    config = policy.pipeline.scheduler.config
+    loud = {"clip_sample": True, "thresholding": True}
+    policy.pipeline.scheduler = DDIMScheduler.from_config(config, **loud)
+    assert not any(policy.scheduler().config[name] for name in loud)
+
+
 def test_a_last_step_without_noise_ends_at_the_base_models_x0hat(
     policy: StableDiffusionPolicy,
 ) -> None:
