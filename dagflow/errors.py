@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 OURS = {"dagflow", "torch", "concurrent"}  # whose lines say little about a plugin's mistake
@@ -49,7 +50,27 @@ def raised(error: BaseException) -> str:
 
 def described(error: BaseException) -> str:
     """`ValueError: text`, or the type alone where there is no text."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    try:
+        text = str(error)
+    except Exception:  # it is somebody's class
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextmanager
+def blaming(plugin: str) -> Iterator[None]:
+    """What a plugin raises in here becomes a PluginError, `PLUGIN raised ...`; exits do too.
+
+    Not so what is not its fault: a user's mistake, an end that was asked for, a full device.
+    """
+    try:
+        yield
+    except (UserError, RunError, Interrupted, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for it
+            raise
+        raise PluginError(f"{plugin} {raised(error)}") from error
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

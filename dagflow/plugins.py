@@ -8,13 +8,16 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import pluggy
 
 from dagflow import __version__, hookspecs
-from dagflow.errors import PluginError, UserError, described, did_you_mean, raised
+from dagflow.errors import PluginError, UserError, blaming, described, did_you_mean
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -33,6 +36,12 @@ HOOKS: dict[str, Kind] = {
     "dagflow_register_rewards": "reward",
     "dagflow_register_prompt_sources": "prompts",
     "dagflow_register_objectives": "objective",
+}
+# What the engine reads in the tables that name plugins, so that no option can have these names:
+OWN_KEYS: dict[Kind, set[str]] = {
+    "reward": {"name", "weight", "normalise_epochs", "timeout"},
+    "prompts": {"name"},
+    "objective": {"name", "beta", "anneal", "log_density"},
 }
 
 
@@ -53,6 +62,11 @@ class Provided:
         if self.kind == "objective" and parameters:
             parameters.pop(next(iter(parameters)))
         return parameters
+
+    @property
+    def label(self) -> str:
+        """For messages."""
+        return f"{self.kind} '{self.name}' of {self.distribution} {self.version}"
 
     @property
     def help(self) -> str:
@@ -110,6 +124,11 @@ class Registry:
             raise UserError(self._unknown(kind, name))
         return found[0]
 
+    def author(self, kind: Kind, name: str) -> str:
+        """The distribution that provides it, if one does."""
+        of_it = (x.distribution for x in self.provided if (x.kind, x.name) == (kind, name))
+        return next(of_it, "")
+
     def maker(
         self, kind: Kind, name: str, options: Mapping[str, Any], beside: Iterable[str] = ()
     ) -> Callable[..., Any]:
@@ -117,21 +136,21 @@ class Registry:
 
         What that function is given comes before the options: the PolicySpec, for an objective.
         `beside` are the engine's own keys in the same table, which a misspelt option may have
-        meant. Raises UserError for an unknown name or option or a value of the wrong type; the
-        function raises PluginError if the factory does.
+        meant. Raises UserError for an unknown name or option or a value of the wrong type, and
+        PluginError for an option of one of those names; the function raises it if the factory
+        raises.
         """
         item = self.find(kind, name)
+        if taken := sorted(item.options.keys() & OWN_KEYS[kind]):
+            raise PluginError(
+                f"{item.label} has an option '{taken[0]}', which is dagflow's own in a recipe, so "
+                f"nobody could set it: its author has to rename it"
+            )
         checked = _check_options(item, options, beside)
 
         def make(*first: object) -> Any:
-            try:
+            with blaming(item.label):
                 return item.factory(*first, **checked)
-            except (UserError, KeyboardInterrupt):
-                raise
-            except (Exception, SystemExit) as error:
-                raise PluginError(
-                    f"{kind} '{name}' of {item.distribution} {item.version} {raised(error)}"
-                ) from error
 
         return make
 
@@ -153,7 +172,7 @@ def load_plugins() -> Registry:
     """Import every plugin named by an entry point, except those switched off.
 
     `DAGFLOW_DISABLE_PLUGINS`, a comma-separated list of entry-point or distribution names, is read
-    before anything is imported.
+    before anything is imported. What they print goes to standard error.
     """
     from importlib.metadata import entry_points  # which `dagflow --help` does without
 
@@ -171,7 +190,8 @@ def load_plugins() -> Registry:
             continue
         started, before = time.perf_counter(), _heavy_modules()
         try:
-            provided += _load_one(manager, entry_point)
+            with redirect_stdout(sys.stderr):
+                provided += _load_one(manager, entry_point)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a plugin may call sys.exit: it must not take us along
@@ -266,24 +286,46 @@ def _check_options(
         if required and key not in options:
             raise UserError(f"{item.kind} '{item.name}' needs the option '{key}'.")
     hints = _hints(item.factory)
+    others = next((key for key, p in parameters.items() if p.kind is p.VAR_KEYWORD), "")
     return {
-        key: _check_value(item, key, value, hints.get(key, Any)) for key, value in options.items()
+        key: _check_value(item, key, value, hints.get(key if key in parameters else others, Any))
+        for key, value in options.items()
     }
 
 
 def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
-    try:
-        return get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
-    except (NameError, TypeError):  # annotations that need an import made lazily
-        return {}
+    """What annotations say of the parameters, as far as each can be known.
+
+    Those that need an import made lazily cannot.
+    """
+    function = _function(factory)
+    found: dict[str, Any] = {}
+    for name, annotation in getattr(function, "__annotations__", {}).items():
+        alone = SimpleNamespace(__annotations__={name: annotation})
+        try:
+            names = getattr(function, "__globals__", {})
+            found |= get_type_hints(alone, globalns=names, include_extras=True)
+        except Exception:
+            continue
+    return found
+
+
+def _function(factory: Callable[..., Any]) -> Any:
+    """The one whose parameters a factory has."""
+    if isinstance(factory, partial):
+        return _function(factory.func)
+    if inspect.isclass(factory):
+        made_by_new: bool = factory.__init__ is object.__init__
+        return factory.__new__ if made_by_new else factory.__init__
+    return factory if inspect.isroutine(factory) else type(factory).__call__
 
 
 def _check_value(item: Provided, key: str, value: Any, hint: Any) -> Any:
-    from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+    from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
     try:
         return TypeAdapter(hint).validate_python(value)
-    except PydanticSchemaGenerationError:  # an annotation that pydantic cannot check
+    except PydanticUserError:  # an annotation that pydantic cannot check
         return value
     except ValidationError as error:
         reason = error.errors()[0]["msg"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -145,9 +146,10 @@ def prepare(
     rewards = _build(config.rewards, make_rewards, device)
     measured = _build(config.evaluate.rewards, make_measured, device)
     _check_worlds(policy, (*rewards, *measured))
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _unchanged():
         torch.manual_seed(config.seed)
         objective = make_objective(policy.spec)
+    _check_objective(config.objective.name, objective)
     check_needs(config, objective.needs, prompts)
     _check_processes(config, processes)
     config = _within_budget(config, objective.needs, path.steps)
@@ -260,6 +262,27 @@ def _check_processes(config: Config, processes: Processes) -> None:
         )
 
 
+@contextmanager
+def _unchanged() -> Iterator[None]:
+    """Whatever a plugin does in here to torch's own state."""
+    grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(grad)
+        torch.set_default_dtype(dtype)
+
+
+def _check_objective(name: str, objective: object) -> None:
+    """Raise PluginError for one that is none."""
+    needs = getattr(objective, "needs", None)
+    if not isinstance(needs, Needs):
+        raise PluginError(f"objective '{name}' has no `needs`: a dagflow.Needs is due")
+    for module, is_due in (("flow", needs.log_flow), ("log_z", needs.log_z)):
+        if is_due and not hasattr(objective, module):
+            raise PluginError(f"objective '{name}' needs {module}, and has no module `{module}`")
+
+
 def _reward_makers(
     tables: Mapping[str, RewardTable], registry: Registry
 ) -> dict[str, Callable[[], Any]]:
@@ -272,7 +295,10 @@ def _reward_makers(
 def _build(
     tables: Mapping[str, RewardTable], makers: Mapping[str, Callable[[], Any]], device: torch.device
 ) -> tuple[WeightedReward, ...]:
-    built = {label: place(makers[label](), device) for label in tables}
+    built = {}
+    for label in tables:
+        with _unchanged():
+            built[label] = place(makers[label](), device)
     return tuple(weighted(label, built[label], table) for label, table in tables.items())
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from dagflow import provenance, report
 from dagflow.engine import checkpoint as checkpoints
 from dagflow.engine.checkpoint import Position, Restored
-from dagflow.errors import NotSaved, UserError
+from dagflow.errors import NotSaved, UserError, blaming
 from dagflow.folder import choose, go_on_from, owned, require_free, write_config
 from dagflow.outcome import Outcome
 from dagflow.prepare import Run
@@ -71,4 +71,5 @@ def _open_logs(run: Run) -> None:
     for item in (*run.rewards, *run.measured):
         open_log = getattr(item.reward, "open_log", None)
         if callable(open_log):
-            open_log(run.folder)
+            with blaming(f"reward '{item.label}'"):
+                open_log(run.folder)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tomllib
+from datetime import date
 
 import pytest
 
@@ -79,3 +80,12 @@ def test_beta_rises_over_as_many_updates_however_many_epochs_a_resumed_run_has(t
         assert found.objective.anneal == pytest.approx(anneal)
         config.resolve(found.model_dump(mode="json"))  # as the next resume reads it
     assert _resumed(tmp_path, []).objective.anneal == 0.7
+
+
+def test_a_run_resumes_whatever_its_options_are(tmp_path) -> None:
+    text = "[rewards.mine]\ncap = inf\nfloor = nan\nday = 2026-11-26\n"
+    (tmp_path / "config.toml").write_text(text)
+    options = _resumed(tmp_path, ["epochs=3"]).rewards["mine"].options
+    assert (options["cap"], options["day"]) == (float("inf"), date(2026, 11, 26))
+    with pytest.raises(UserError, match="rewards cannot change"):
+        _resumed(tmp_path, ["rewards.mine.cap=1"])

@@ -8,7 +8,10 @@ import pytest
 
 import dagflow
 from dagflow import PluginError, UserError
-from dagflow.plugins import load_plugins
+from dagflow.cli.train import use
+from dagflow.config import ObjectiveTable, PromptsTable, RewardTable
+from dagflow.plugins import OWN_KEYS, load_plugins
+from dagflow.recipe import read_recipe
 from tests.conftest import put_plugin
 
 GOOD = """
@@ -191,3 +194,82 @@ def test_a_factory_that_raises_is_reported_with_its_owner(install) -> None:
     make = load_plugins().maker("reward", "raising", {})
     with pytest.raises(PluginError, match=r"'raising' of dist-zeros 1.5 raised RuntimeE.* line 7"):
         make()
+
+
+TYPED = """
+    from __future__ import annotations
+    from functools import partial
+    from typing import TYPE_CHECKING, Annotated, Literal
+    import dagflow
+    from pydantic import Field
+    if TYPE_CHECKING:
+        from somewhere import Heavy
+
+    print("loaded")
+
+    def lazy(number: float = 1.0, side: Literal["l", "r"] = "l") -> Heavy: ...
+    def limited(number: Annotated[float, Field(ge=0)] = 1.0): ...
+    def open(**options: int): ...
+    class Made:
+        def __new__(cls, number: float = 1.0): ...
+    class Called:
+        def __call__(self, number: float = 1.0): ...
+    def own(weight: float = 1.0): ...
+
+    @dagflow.hookimpl
+    def dagflow_register_rewards():
+        return {
+            "lazy": lazy, "limited": limited, "open": open, "part": partial(lazy, side="r"),
+            "made": Made, "called": Called(), "own": own,
+        }
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("lazy", {"number": "x"}),
+        ("lazy", {"side": "up"}),
+        ("limited", {"number": -5}),
+        ("open", {"anything": "x"}),
+        ("part", {"number": "x"}),
+        ("made", {"number": "x"}),
+        ("called", {"number": "x"}),
+    ],
+)
+def test_annotations_are_checked_wherever_they_stand(install, name: str, options) -> None:
+    """Though another of them cannot be known without an import."""
+    install("typed", TYPED)
+    [key] = options
+    with pytest.raises(UserError, match=f"reward '{name}', option '{key}': .* will not do"):
+        load_plugins().maker("reward", name, options)
+
+
+def test_no_option_has_a_name_that_the_engine_reads(install) -> None:
+    tables = {"reward": RewardTable, "prompts": PromptsTable, "objective": ObjectiveTable}
+    assert {kind: set(table.model_fields) for kind, table in tables.items()} == OWN_KEYS
+    install("typed", TYPED)
+    with pytest.raises(PluginError, match=r"'own' of dist-typed 1\.5 has an option 'weight'"):
+        load_plugins().maker("reward", "own", {})
+
+
+def test_what_a_plugin_prints_is_no_output(install, capsys: pytest.CaptureFixture[str]) -> None:
+    install("talking", TYPED)
+    load_plugins()
+    assert capsys.readouterr() == ("", "loaded\n")
+
+
+def test_options_of_a_recipe_are_for_plugins_of_the_same_author(install) -> None:
+    install("soft", """
+        import dagflow
+        def soft(policy, clip: float = 0.2): ...
+        @dagflow.hookimpl
+        def dagflow_register_objectives(): return {"soft": soft}
+    """)  # fmt: skip
+    registry = load_plugins()
+    tree = read_recipe("tiny")
+    before = tree["objective"]
+    use(tree, "objective", "db", registry)
+    assert tree["objective"]["flow_channels"] == before["flow_channels"]
+    use(tree, "objective", "soft", registry)
+    assert tree["objective"] == {"name": "soft", "beta": 20.0, "anneal": 0.0}

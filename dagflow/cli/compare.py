@@ -121,7 +121,7 @@ def _check(recipe: str, name: str, settings: list[str]) -> None:
     from dagflow import config
 
     tree = read_recipe(recipe)
-    use(tree, "objective", name, load_plugins().find("objective", name).options)
+    use(tree, "objective", name, load_plugins())
     config.override(tree, settings)
     resolved = config.resolve(tree)
     given = {item.partition("=")[0].strip() for item in settings}

@@ -90,7 +90,7 @@ def _with(
     from dagflow.folder import read_config
 
     before = read_config(folder)
-    tree = before.model_dump(mode="json")
+    tree = before.model_dump()
     table = tree["evaluate"]
     table["images"] = images or table["images"] or 64
     table["features"] = features or table["features"]

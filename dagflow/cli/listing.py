@@ -46,7 +46,7 @@ def list_plugins(
             "broken": [vars(item) for item in registry.broken],
             "disabled": list(registry.disabled),
         }
-        typer.echo(json.dumps(records, indent=2, default=str))
+        typer.echo(json.dumps(records, indent=2))
         return
     out.print(_table(registry.provided, wide=out.width >= WIDE), soft_wrap=False)
     if registry.disabled:
@@ -86,7 +86,7 @@ def _table(provided: Sequence[Provided], wide: bool) -> Table:
     for heading in facts if wide else [", ".join(reversed(facts))]:
         table.add_column(heading, overflow="fold")
     for item in sorted(provided, key=lambda item: (item.kind, item.name)):
-        options = ", ".join(f"{key}={value}" for key, value in _options(item).items())
+        options = ", ".join(f"{key}={_text(value)}" for key, value in _options(item).items())
         cells = [
             escape(text) for text in (f"{item.distribution} {item.version}", options, item.help)
         ]
@@ -122,12 +122,27 @@ def _default(parameter: inspect.Parameter) -> Any:
     return "required" if parameter.default is parameter.empty else parameter.default
 
 
+def _text(value: Any) -> str:
+    try:
+        return str(value)
+    except Exception:  # it is somebody's class
+        return type(value).__name__
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it, or as text."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError):
+        return _text(value)
+
+
 def _record(item: Provided) -> dict[str, Any]:
     return {
         "kind": item.kind,
         "name": item.name,
         "distribution": item.distribution,
         "version": item.version,
-        "options": _options(item),
+        "options": {key: _plain(value) for key, value in _options(item).items()},
         "help": item.help,
     }

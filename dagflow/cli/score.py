@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
@@ -65,7 +66,18 @@ def score(
 
     Options of a reward: -s hpsv2.version=v2.0
     """
-    makers = _makers(reward, setting or [])
+    with redirect_stdout(sys.stderr):  # what a reward prints is no score
+        results, unreadable = _scored(images, reward, prompt, setting or [], batch_size)
+    {Format.table: _table, Format.csv: _csv, Format.json: _json}[output_format](results)
+    if unreadable:
+        raise RunError("\n".join(["some files were left out.", *unreadable]))
+
+
+def _scored(
+    images: list[str], reward: list[str], prompt: str | None, settings: list[str], batch_size: int
+) -> tuple[list[Scored], list[str]]:
+    """What rewards say of the pictures that could be read, and about the others."""
+    makers = _makers(reward, settings)
 
     from dagflow.score import find_pictures, prompt_beside, score_files
 
@@ -81,9 +93,7 @@ def score(
         results = _within_memory(bars.track(scored, total=len(pictures), description="scoring"))
     if not results:
         raise UserError("\n".join(unreadable))
-    {Format.table: _table, Format.csv: _csv, Format.json: _json}[output_format](results)
-    if unreadable:
-        raise RunError("\n".join(["some files were left out.", *unreadable]))
+    return results, unreadable
 
 
 def _within_memory(scored: Iterable[Scored]) -> list[Scored]:

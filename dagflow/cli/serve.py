@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -64,6 +65,7 @@ def serve(
     if not listen.is_loopback(host):
         _warn(host, token)
     device = default_device()
+    told = sys.stdout  # which a plugin may replace
     worker = Worker(lambda: place(make(), device), device)
     limits = Limits(max_images, max_bytes, max_requests, body_timeout=timeout)
     serves = name + (f" {options}" if options else "")
@@ -73,7 +75,7 @@ def serve(
         app = create_app(worker, serves, token, limits)
 
         def announce() -> None:  # `isolated` waits for this line
-            print(f"dagflow serves {name} at {url}", flush=True)
+            print(f"dagflow serves {name} at {url}", file=told, flush=True)
 
         try:
             listen.run(app, worker, listening, announce)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +22,7 @@ from dagflow.cli.options import (
     SettingOption,
 )
 from dagflow.cli.run import Resumed, run
-from dagflow.plugins import load_plugins
+from dagflow.plugins import Kind, Registry, load_plugins
 
 if TYPE_CHECKING:
     from dagflow.config import Config
@@ -151,10 +150,9 @@ def compose(
             raise UserError(f"evaluate = {evaluate!r}: a table is due.")
         tree["evaluate"] = {**evaluate, "rewards": measured}
     if objective:
-        use(tree, "objective", objective, registry.find("objective", objective).options)
+        use(tree, "objective", objective, registry)
     if prompts:
-        source = registry.find("prompts", prompts.partition(":")[0])
-        use(tree, "prompts", prompts, source.options)
+        use(tree, "prompts", prompts, registry)
     if prompt:
         tree["prompts"] = {"name": "texts", "texts": prompt}
     return tree
@@ -186,12 +184,11 @@ def _resumed(folder: Path, settings: list[str]) -> Config:
     from dagflow.folder import read_config
 
     before = read_config(folder)
-    tree = before.model_dump(mode="json")
+    tree = before.model_dump()
     config.override(tree, settings)
     after = config.resolve(tree)
-    changed = {
-        key for key in type(after).model_fields if getattr(after, key) != getattr(before, key)
-    }
+    old, new = dict(before), dict(after)
+    changed = {key for key in new if new[key] != old[key] and repr(new[key]) != repr(old[key])}
     if changed - CHANGEABLE:
         raise UserError(
             f"{', '.join(sorted(changed - CHANGEABLE))} cannot change when a run resumes; "
@@ -211,14 +208,22 @@ def _resumed(folder: Path, settings: list[str]) -> Config:
     return after.model_copy(update={"objective": objective})
 
 
-def use(tree: dict[str, Any], table: str, name: str, options: Iterable[str]) -> None:
-    """Name a plugin in a table of the recipe; of what stands there, keep what it understands."""
+def use(tree: dict[str, Any], kind: Kind, name: str, registry: Registry) -> None:
+    """Name a plugin in its table of the recipe; of what stands there, keep what it understands.
+
+    Options of others understand each other only within one distribution.
+    """
     from dagflow.config import Config
 
-    known = {*type(getattr(Config(), table)).model_fields, *options}
-    old = tree.get(table, {})
-    kept = {key: old[key] for key in old if key in known} if isinstance(old, dict) else {}
-    tree[table] = {**kept, "name": name}
+    item, before = registry.find(kind, name.partition(":")[0]), getattr(Config(), kind)
+    old = tree.get(kind, {})
+    if not isinstance(old, dict):
+        old = {}
+    known = {*type(before).model_fields}
+    author = registry.author(kind, str(old.get("name", before.name)).partition(":")[0])
+    if author == item.distribution:
+        known |= item.options.keys()
+    tree[kind] = {**{key: value for key, value in old.items() if key in known}, "name": name}
 
 
 def _free_directory(resolved: Config) -> str:

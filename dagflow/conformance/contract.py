@@ -20,12 +20,13 @@ from dagflow.plugins import DISABLE_VARIABLE, GROUP, HEAVY, Kind, Provided, load
 IMPORT_LIMIT = 120  # seconds
 VARIOUS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 PROBE = """
-import json, sys
+import json, os, sys
 path, heavy = json.loads(sys.stdin.read())
 sys.path[:] = path
 from dagflow.plugins import load_plugins
 load_plugins()
-print("\\n" + json.dumps([name for name in heavy if name in sys.modules]))
+print("\\n" + json.dumps([name for name in heavy if name in sys.modules]), flush=True)
+os._exit(0)  # before anything else is printed
 """
 
 

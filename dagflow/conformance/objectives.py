@@ -32,8 +32,8 @@ from dagflow.errors import raised
 from dagflow.types import Needs, Transitions
 
 RESERVED = {
-    "beta", "epoch", "flow_grad_norm", "log_ratio", "loss", "policy_grad_norm", "regulariser",
-    "update", "warm_up",
+    "alarm", "beta", "epoch", "flow_grad_norm", "log_ratio", "loss", "policy_grad_norm",
+    "regulariser", "update", "warm_up",
 }  # fmt: skip
 
 

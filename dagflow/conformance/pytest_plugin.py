@@ -67,13 +67,15 @@ def _kits(session: pytest.Session) -> list[Kit]:
 def _contract(kind: Kind, name: str, options: dict[str, Any]) -> type:
     """A contract for this plugin. Raises UsageError if there is none such, or no such option."""
     from dagflow import conformance
-    from dagflow.errors import UserError
+    from dagflow.errors import PluginError, UserError
     from dagflow.plugins import load_plugins
 
     try:
         load_plugins().maker(kind, name, options)
     except UserError as error:
         raise pytest.UsageError(str(error)) from None
+    except PluginError:  # which its checks will say
+        pass
     base: type = getattr(conformance, KINDS[kind])
     return type(base.__name__, (base,), {"name": name, "options": options})
 

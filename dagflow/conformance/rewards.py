@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from functools import cache
+from threading import Barrier, current_thread, main_thread
 from typing import Any, ClassVar
 
 import pytest
@@ -81,7 +82,8 @@ class RewardContract(Contract):
 
     def test_same_score_after_a_restart(self) -> None:
         first = self.score(images(), self.prompts(), "a batch")
-        again = _checked(ready(self.build())(images(), self.prompts()))
+        with torch.no_grad():
+            again = _checked(ready(self.build())(images(), self.prompts()))
         if not torch.equal(first, again):
             advise(
                 f"{self.label}, built anew, scores the same batch differently. A resumed run would "
@@ -182,8 +184,7 @@ class RewardContract(Contract):
         if cls not in self._built:
             self._built[cls] = ready(self.build())
         try:
-            with torch.no_grad():
-                return self._built[cls](batch, prompts)
+            return asked(self._built[cls], batch, prompts)
         except (Exception, SystemExit) as error:
             advise(
                 f"{self.label} {raised(error)} for {what}. A run would stop here: return a score "
@@ -200,9 +201,26 @@ def _checked(scores: Any) -> Tensor:
     return scores.float()
 
 
+@cache
+def _thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1)
+
+
+def asked(reward: Reward, batch: Tensor, prompts: Sequence[Prompt]) -> Any:
+    """As a run asks: it builds a reward in its main thread, and calls it in one of its own."""
+
+    @torch.no_grad()
+    def ask() -> Any:
+        return reward(batch, prompts)
+
+    return _thread().submit(ask).result() if current_thread() is main_thread() else ask()
+
+
 def ready(reward: Reward) -> Reward:
     """A reward as the engine uses it: a module is frozen and in eval mode."""
-    return reward.requires_grad_(False).eval() if isinstance(reward, nn.Module) else reward
+    if isinstance(reward, nn.Module):
+        reward.requires_grad_(False).eval()
+    return reward
 
 
 def images(height: int = SIDE, width: int = SIDE) -> Tensor:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dagflow.config import UpdateTable
 from dagflow.engine.processes import ALONE, Processes
+from dagflow.errors import blaming
 from dagflow.policies.policy import Policy
-from dagflow.types import LogDensity, Objective
+from dagflow.types import FlowObjective, LogDensity, Objective, PartitionObjective
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,29 @@ class Learner:
         """1 for log-densities that are means over the D latent values, D for sums."""
         channels, height, width = self.policy.latent_shape
         return float(channels * height * width) if self.density == "sum" else 1.0
+
+    @property
+    def who(self) -> str:
+        """The objective, for messages."""
+        return f"objective {type(self.objective).__name__}"
+
+    def flow(self, latents: Tensor, times: Tensor, embeds: Tensor) -> Tensor:
+        """What the objective's flow network says of M states, (M,)."""
+        with blaming(self.who):
+            said = cast(FlowObjective, self.objective).flow(latents, times, embeds)
+            return _one_each("flow", said, len(latents))
+
+    def log_z(self, embeds: Tensor) -> Tensor:
+        """What its module for log Z says of the prompts of B trajectories, (B,)."""
+        with blaming(self.who):
+            said = cast(PartitionObjective, self.objective).log_z(embeds)
+            return _one_each("log_z", said, len(embeds))
+
+
+def _one_each(module: str, said: Tensor, count: int) -> Tensor:
+    if said.shape != (count,):
+        raise ValueError(f"`{module}` returned the shape {tuple(said.shape)}, not ({count},)")
+    return said
 
 
 def set_rates(learner: Learner, factor: float) -> None:

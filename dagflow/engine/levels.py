@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from dagflow.diffusion import path as gaussian
 from dagflow.diffusion.path import GaussianPath
 from dagflow.engine.learner import Learner
-from dagflow.types import FlowObjective, PartitionObjective, Trajectories
+from dagflow.types import Trajectories
 
 
 @dataclass(frozen=True)
@@ -86,10 +85,9 @@ def _untrained(learner: Learner, path: GaussianPath, sampled: Trajectories) -> T
     for rows in torch.arange(len(said)).split(size) if len(said) else ():
         embeds = sampled.prompt_embeds[rows].to(device).float()
         if objective.needs.log_z:
-            said[rows, -1] = cast(PartitionObjective, objective).log_z(embeds)
+            said[rows, -1] = learner.log_z(embeds)
         if objective.needs.log_flow:
             for i in range(path.steps):
                 times = path.timesteps[i].to(device).expand(len(rows))
-                flow = cast(FlowObjective, objective).flow
-                said[rows, i] = flow(sampled.latents[rows, i].to(device), times, embeds)
+                said[rows, i] = learner.flow(sampled.latents[rows, i].to(device), times, embeds)
     return learner.scale * said

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
+from itertools import islice
 
 import torch
 
 from dagflow.diffusion.noise import Stream, generator
-from dagflow.errors import PluginError, UserError, raised
+from dagflow.errors import PluginError, UserError, blaming
 from dagflow.types import Prompt, PromptSource
 
 
@@ -24,6 +25,10 @@ def as_prompts(name: str, source: Iterable[Prompt | str]) -> tuple[Prompt, ...]:
                 f"prompts '{name}': item {position} is {type(item).__name__}, not a str or a Prompt"
             )
         prompt = Prompt(item) if isinstance(item, str) else item
+        if not isinstance(prompt.text, str):
+            raise PluginError(
+                f"prompts '{name}': item {position} is Prompt({prompt.text!r}), not of a text"
+            )
         if not _encodes(prompt.text):
             raise UserError(f"prompts '{name}': item {position} is no text: {prompt.text!r}.")
         items.append(prompt)
@@ -41,18 +46,18 @@ def _encodes(text: str) -> bool:
 
 
 def _items(name: str, source: Iterable[Prompt | str]) -> list[Prompt | str]:
-    try:
-        return list(source)
-    except Exception as error:
-        raise PluginError(f"prompts '{name}' {raised(error)}") from error
+    with blaming(f"prompts '{name}'"):
+        return list(islice(source, len(source)) if isinstance(source, Sized) else source)
 
 
 def heldout_prompts(
     name: str, source: PromptSource, prompts: tuple[Prompt, ...]
 ) -> tuple[Prompt, ...]:
     """The source's `heldout` prompts, or the training prompts where it has none."""
-    heldout: Sequence[Prompt | str] | None = getattr(source, "heldout", None)
-    return as_prompts(f"{name}.heldout", heldout) if heldout else prompts
+    with blaming(f"prompts '{name}'"):
+        heldout: Sequence[Prompt | str] | None = getattr(source, "heldout", None)
+        none = heldout is None or not len(heldout)
+    return prompts if none or heldout is None else as_prompts(f"{name}.heldout", heldout)
 
 
 def draw_prompts(

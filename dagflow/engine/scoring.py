@@ -12,7 +12,7 @@ from queue import Full, Queue
 import torch
 from torch import Tensor, nn
 
-from dagflow.errors import PluginError, raised
+from dagflow.errors import PluginError, blaming
 from dagflow.profiling import span
 from dagflow.types import Prompt, Reward
 
@@ -84,7 +84,8 @@ class WeightedReward:
 def place(reward: Reward, device: torch.device) -> Reward:
     """Move a reward that is a module to the device, freeze it and put it in eval mode."""
     if isinstance(reward, nn.Module):
-        reward.to(device).requires_grad_(False).eval()
+        with blaming(f"reward {type(reward).__name__}"):
+            reward.to(device).requires_grad_(False).eval()
     return reward
 
 
@@ -156,22 +157,24 @@ def total(rewards: Sequence[WeightedReward], raw: Tensor) -> Tensor:
 
 @torch.no_grad()  # here, because other threads do not inherit it
 def _ask(item: WeightedReward, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-    try:
-        values = item.reward(images, prompts)
-    except torch.OutOfMemoryError:
-        raise
-    except PluginError as error:  # it says itself what happened
-        raise PluginError(f"reward '{item.label}': {error}") from error
-    except (Exception, SystemExit) as error:
-        raise PluginError(f"reward '{item.label}' {raised(error)}") from error
-    if not isinstance(values, Tensor) or values.shape != (len(images),):
+    given = images.data  # another name for the same, which counts its own changes
+    with blaming(f"reward '{item.label}'"):
+        try:
+            values = item.reward(given, prompts)
+        except PluginError as error:  # it says itself what happened
+            raise PluginError(f"reward '{item.label}': {error}") from error
+    if given._version:
+        raise PluginError(
+            f"reward '{item.label}' changed the images in place, which others are to see too"
+        )
+    if not isinstance(values, Tensor) or values.shape != (len(images),) or values.is_sparse:
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise PluginError(
             f"reward '{item.label}' returned {got}; a tensor of shape ({len(images)},) is due"
         )
     if values.device.type == "cpu":  # else that is seen when they are read
         _finite(item.label, values, prompts)
-    return values.to(images.device, torch.float32)
+    return values.detach().to(images.device, torch.float32, copy=True)
 
 
 def _finite(label: str, values: Tensor, prompts: Sequence[Prompt]) -> Tensor:

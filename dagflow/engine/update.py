@@ -38,7 +38,7 @@ from dagflow.engine.window import (
     of_all,
     whole_window,
 )
-from dagflow.errors import NotFinite, PluginError, RunError, raised
+from dagflow.errors import NotFinite, RunError, blaming
 from dagflow.profiling import span, traced
 from dagflow.types import Transitions
 
@@ -236,7 +236,7 @@ def _objective_backward(
     `times`: how many processes do the same. What each adds to the parameters is its share of that.
     """
     count = len(batch.log_pf)
-    try:
+    with blaming(learner.who):
         loss, extra = learner.objective(batch)
         if loss.shape != (count,):
             raise ValueError(f"the loss has shape {tuple(loss.shape)}, not ({count},)")
@@ -247,12 +247,9 @@ def _objective_backward(
                 if parameter.grad is not None:
                     parameter.grad /= times
         for name, values in {"loss": loss, **extra}.items():
+            if not values.numel():
+                raise ValueError(f"the metric '{name}' has no values")
             metrics.add(name, values)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        name = type(learner.objective).__name__
-        raise PluginError(f"objective {name} {raised(error)}") from error
 
 
 def _step(

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from hashlib import sha256
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from dagflow.engine.learner import Learner
 from dagflow.engine.levels import Levels
 from dagflow.engine.rollout import select
 from dagflow.profiling import span
-from dagflow.types import FlowObjective, PartitionObjective, Trajectories, Transitions
+from dagflow.types import Trajectories, Transitions
 
 OF_TRAJECTORIES = ("log_reward", "trajectory", "prompt")  # one number each, not one a transition
 
@@ -149,12 +148,12 @@ def log_flow(learner: Learner, states: Window) -> Tensor:
     Forward-looking flow, equation 10 of the paper, above the step's level. F_phi counts in units of
     the log-density, so that with `sum` it is multiplied by D.
     """
-    objective, trajectories = cast(FlowObjective, learner.objective), states.trajectories
+    objective, trajectories = learner.objective, states.trajectories
     inner = states.rows[:, 1] < states.path.steps
     b, i = states.part(states.rows[inner]).places
     embeds = trajectories.prompt_embeds[b].float()
     with span("flow"):
-        learned = objective.flow(trajectories.latents[b, i], states.path.times(i), embeds)
+        learned = learner.flow(trajectories.latents[b, i], states.path.times(i), embeds)
     level = sent(states.levels.of_flow(states.beta, states.rows[:, 1]), learned.device)
     known = states.potentials[states.places]
     if not objective.needs.potentials:
@@ -235,6 +234,5 @@ def as_trajectories(learner: Learner, window: Window, flat: Transitions) -> Tran
 def log_z(learner: Learner, window: Window) -> Tensor:
     """log Z of each whole trajectory's prompt, (B,), in units of the log-density."""
     b = window.places[0][:: window.path.steps]
-    module = cast(PartitionObjective, learner.objective).log_z
-    learned: Tensor = learner.scale * module(window.trajectories.prompt_embeds[b].float())
+    learned = learner.scale * learner.log_z(window.trajectories.prompt_embeds[b].float())
     return learned + window.levels.of_log_z(window.beta)

@@ -124,7 +124,7 @@ def _read(folder: Path, name: str) -> RunData:
         config=config,
         steps=tuple(line for line in metrics if "update" in line),
         epochs=tuple(line for line in metrics if not {"update", "alarm"} & line.keys()),
-        alarms=tuple(line for line in metrics if "alarm" in line),
+        alarms=tuple(line for line in metrics if "alarm" in line and "update" not in line),
         timings=tuple(_of_epochs(_lines(folder / "timings.jsonl"))),
         sessions=tuple(_lines(folder / SESSIONS)),
         report=report,

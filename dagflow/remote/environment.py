@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -18,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import tomlkit
 from torch import Tensor
 
 from dagflow import PluginError, Prompt, UserError
@@ -253,15 +253,20 @@ def python_of(environment: Path) -> Path:
     return python.absolute()  # not resolved: the link itself is what makes it an environment
 
 
-def settings(options: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Options as `-s key=value`, in TOML; tables by dotted keys."""
-    words: list[str] = []
-    for key, value in options.items():
-        if isinstance(value, Mapping):
-            words += settings(value, f"{prefix}{key}.")
-        else:
-            words += ["-s", f"{prefix}{key}={json.dumps(value)}"]
-    return words
+def settings(options: Mapping[str, Any]) -> list[str]:
+    """Options as `-s key=value`, in TOML."""
+    return [word for key, value in options.items() for word in ("-s", f"{key}={_toml(value)}")]
+
+
+def _toml(value: Any) -> str:
+    """In one line."""
+    if isinstance(value, Mapping):
+        pairs = (f"{tomlkit.item(key).as_string()} = {_toml(x)}" for key, x in value.items())
+        return f"{{{', '.join(pairs)}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    text: str = tomlkit.item(value).as_string()
+    return text
 
 
 def ending(code: int) -> str:

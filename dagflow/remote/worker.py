@@ -74,7 +74,7 @@ def score(reward: Reward, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
     """
     try:
         values = reward(images, prompts)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # a library's own kind of panic is none of ours
         reason = f"{type(error).__name__}: {error}"
         raise PluginError(f"raised {reason} for {_name(prompts)}") from error
     if not isinstance(values, Tensor) or values.shape != (len(images),):

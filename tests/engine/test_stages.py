@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import count
+from typing import Any
 
 import pytest
 import torch
@@ -140,6 +142,20 @@ def test_a_module_is_frozen_and_put_in_eval_mode() -> None:
     assert not reward.gain.requires_grad
 
 
+class Panic(BaseException):
+    """As the bindings of other languages raise it; its text fails too."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+
+def raising(error: type[BaseException]) -> Callable[..., Any]:
+    def answer(*_: object) -> Any:
+        raise error
+
+    return answer
+
+
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
@@ -153,11 +169,32 @@ def test_a_module_is_frozen_and_put_in_eval_mode() -> None:
             lambda images, prompts: 1 / 0,
             r"raised ZeroDivisionError: division by zero \(.*test_stages\.py, line \d+\)",
         ),
+        (lambda images, prompts: torch.zeros(2).to_sparse(), "returned"),
+        (lambda images, prompts: images.sub_(0.5).mean((1, 2, 3)), "changed the images in place"),
+        (lambda images, prompts: images[:, 0].mul_(2).mean((1, 2)), "changed the images in place"),
+        (raising(Panic), "raised Panic"),
     ],
 )
 def test_a_reward_out_of_contract_is_reported_by_name(answer, message: str) -> None:
     with pytest.raises(PluginError, match=f"reward 'mine' {message}|reward 'mine' .*{message}"):
         ask([WeightedReward("mine", answer, 1.0)], torch.rand(2, 3, 4, 4), PROMPTS[:2])
+
+
+def test_scores_are_the_engines_own() -> None:
+    """A reward may fill the same buffer again, and leave the graph on it."""
+    buffer = torch.zeros(2)
+    weight = torch.ones(2, requires_grad=True)
+
+    @torch.enable_grad()
+    def answer(images, prompts):
+        buffer.copy_(images.mean((1, 2, 3)))
+        return buffer if len(prompts[0].text) == 8 else weight * buffer
+
+    mine = [WeightedReward("mine", answer, 1.0)]
+    first = ask(mine, torch.zeros(2, 3, 4, 4), PROMPTS[:2])
+    ask(mine, torch.ones(2, 3, 4, 4), PROMPTS[:2])
+    assert first().tolist() == [[0, 0]]
+    assert not ask(mine, torch.ones(2, 3, 4, 4), [Prompt("other")] * 2)().requires_grad
 
 
 def test_a_reward_with_concurrency_is_asked_while_sampling_goes_on(make_run) -> None:

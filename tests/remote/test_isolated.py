@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 import venv
+from datetime import date
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
-from dagflow import PluginError, Prompt, UserError
+from dagflow import PluginError, Prompt, UserError, config
 from dagflow.plugins import load_plugins
 from dagflow.remote.environment import settings
 from tests.remote.conftest import put_probes, wait_until
@@ -147,5 +148,9 @@ def test_a_reward_that_fails_to_load_leaves_its_last_words(make, environment: Pa
 
 
 def test_options_become_words_of_a_command() -> None:
-    words = settings({"a": 1, "b": "x=y z", "c": {"d": [True, 0.5]}})
-    assert words == ["-s", "a=1", "-s", 'b="x=y z"', "-s", "c.d=[true, 0.5]"]
+    options = {"a": 1, "b": "x=y z", "c": {"d.e": [True, 0.5]}, "f": {}, "g": [{"a": 1}]}
+    options |= {"h": '🦊\n"quoted"', "i": float("inf"), "j": date(2026, 11, 26)}
+    words, tree = settings(options), {}
+    assert words[:4] == ["-s", "a=1", "-s", 'b="x=y z"']
+    config.override(tree, words[1::2])
+    assert tree == options
