@@ -8,10 +8,10 @@ from torch import Tensor
 
 from dagflow.config import AlarmsTable
 from dagflow.evaluate import Measured, standard_error
+from dagflow.intervals import student
 from dagflow.measures.looks import shift
 
 DETERMINED = 0.8  # rank correlation from which on the reward itself decides a look
-CERTAIN = 2.0  # standard errors by which the reward must have risen
 DIVERSITY = "diversity"
 
 
@@ -43,7 +43,9 @@ def find_alarms(base: Measured, now: Measured, table: AlarmsTable) -> list[Alarm
     """
     gain = shift(base.rewards, now.rewards)
     change = now.rewards - base.rewards
-    if table.action == "off" or float(change.mean()) <= CERTAIN * standard_error(change):
+    if table.action == "off" or len(change) < 2:
+        return []  # one picture says nothing of chance
+    if float(change.mean()) <= student(len(change)) * standard_error(change):
         return []
     found = []
     if now.diversity is not None and base.diversity:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from dagflow.files import whole
 from dagflow.truth import Truth
 
 if TYPE_CHECKING:
@@ -31,10 +32,8 @@ def truth_chart(truth: Truth) -> Figure:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=100)
-    partial.rename(path)
+    with whole(path) as file:
+        figure.savefig(file, format="png", dpi=100)
 
 
 def _bars(place: Any, truth: Truth) -> None:

@@ -25,6 +25,7 @@ from dagflow.engine.replay import Buffer, draw, renoised
 from dagflow.engine.rollout import concatenate, first, rollout, select
 from dagflow.engine.scoring import Scores, WeightedReward, ask, total
 from dagflow.engine.transitions import cut, shares
+from dagflow.errors import RunError
 from dagflow.prepare import Run
 from dagflow.profiling import span
 from dagflow.types import Prompt, Trajectories
@@ -109,6 +110,9 @@ def collect(
     raw = everywhere([s for s, part in pairs if part.measured is not None], run.rewards)
     after = learn(run.rewards, statistics, raw, epoch)
     rewards = normalised(run.rewards, after)
+    if not total(rewards, raw).isfinite().all():
+        weights = ", ".join(f"{item.label} {item.weight:g}" for item in rewards)
+        raise RunError(f"the total reward is not finite, with these weights: {weights}")
 
     def answer() -> tuple[Tensor, list[Tensor]]:
         pairs = zip(scores, asked, strict=True)

@@ -28,6 +28,7 @@ class Contest:
     seed: int
     folder: Path
     arguments: tuple[str, ...]  # of `dagflow train`
+    settings: tuple[str, ...]  # what they come to: the recipe's text, and what is set beside it
 
     @property
     def report(self) -> Path:
@@ -35,16 +36,16 @@ class Contest:
 
     @property
     def written(self) -> Path:
-        """Where the arguments are kept, so that other ones are noticed."""
+        """Where the settings are kept, so that other ones are noticed."""
         return self.folder.with_name(f"{self.folder.name}.json")
 
     @property
     def has_changed(self) -> bool:
-        """Whether the folder holds a run with other arguments."""
+        """Whether the folder holds a run with other settings."""
         if not self.written.is_file():
             return self.folder.exists()
         before = json.loads(self.written.read_text(encoding="utf-8"))
-        return tuple(before) != self.arguments
+        return tuple(before) != self.settings
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _run(contest: Contest, under_way: set[subprocess.Popen[str]]) -> Contest | F
     begun = (contest.folder / "config.toml").is_file()
     arguments = ("--resume", str(contest.folder)) if begun else contest.arguments
     contest.written.parent.mkdir(parents=True, exist_ok=True)
-    contest.written.write_text(json.dumps(contest.arguments), encoding="utf-8")
+    contest.written.write_text(json.dumps(contest.settings), encoding="utf-8")
     process = subprocess.Popen(
         [sys.executable, "-m", "dagflow", "train", *arguments],
         stdout=subprocess.DEVNULL,

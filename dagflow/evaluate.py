@@ -13,7 +13,7 @@ from dagflow.diffusion.noise import Stream, trajectory_noise
 from dagflow.diffusion.path import GaussianPath
 from dagflow.engine.processes import ALONE, Processes
 from dagflow.engine.rollout import ignore, rollout
-from dagflow.engine.scoring import WeightedReward, ask, total
+from dagflow.engine.scoring import WeightedReward, ask, require_finite, total
 from dagflow.engine.temperature import base_log_weights, log_weights, temperature
 from dagflow.measures import diversity
 from dagflow.measures.drift import Drift, drift
@@ -140,6 +140,8 @@ class Sampler:
             ]
 
         every = [batch for batches in self.processes.share(own) for batch in batches]
+        for batch in every:
+            require_finite(batch.images)
         return Drawn(*(torch.cat(column) for column in zip(*every, strict=True)))
 
 

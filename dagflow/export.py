@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dagflow import folder as run_folder
@@ -16,7 +17,7 @@ from dagflow.config import Config
 from dagflow.draw import draw
 from dagflow.engine import checkpoint, pictures
 from dagflow.engine.prompts import heldout_prompts
-from dagflow.errors import UserError, require_empty
+from dagflow.errors import RunError, UserError, require_empty
 from dagflow.plugins import Registry
 from dagflow.policies.loading import default_device, load_pipeline, load_policy
 from dagflow.policies.stable_diffusion import StableDiffusionPolicy
@@ -62,10 +63,10 @@ def export(
     with tempfile.TemporaryDirectory(prefix=".dagflow-", dir=output.parent) as beside:
         partial = Path(beside) / output.name
         partial.mkdir()
-        if wishes.fused:
-            _fuse(trained, partial)
-        else:
-            _copy_lora(trained, partial)
+        try:
+            (_fuse if wishes.fused else _copy_lora)(trained, partial)
+        except SafetensorError as error:  # a full disk
+            raise RunError(f"'{output}' cannot be written: {error}") from error
         _copy_pictures(trained, partial / "samples")
         drawn = _draw(trained, wishes, partial) if draws else []
         text = card(trained, wishes, registry, drawn)

@@ -16,6 +16,7 @@ from dagflow.config import Config
 from dagflow.config_file import dump
 from dagflow.engine import checkpoint
 from dagflow.errors import UserError
+from dagflow.files import whole
 from dagflow.policies.policy import Policy
 from dagflow.recipe import read_recipe
 
@@ -45,9 +46,8 @@ def read_config(folder: Path) -> Config:
 
 def write_config(config: Config, folder: Path) -> None:
     """The file appears whole or not at all."""
-    partial = folder / ".config.toml.partial"
-    partial.write_text(dump(config), encoding="utf-8")
-    partial.rename(folder / "config.toml")
+    with whole(folder / "config.toml") as file:
+        file.write_text(dump(config), encoding="utf-8")
 
 
 def choose(

@@ -14,6 +14,7 @@ from dagflow import __version__
 from dagflow.alarms import find_alarms
 from dagflow.config import Config
 from dagflow.evaluate import Comparison, Measured, measure, standard_error, win_rate
+from dagflow.files import whole
 from dagflow.intervals import student
 from dagflow.measures import diversity
 from dagflow.measures.features import Features
@@ -128,7 +129,5 @@ def has_ended(run: Path) -> bool:
 
 def write(numbers: Mapping[str, Any], path: Path) -> None:
     """The file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    partial.rename(path)
+    with whole(path) as file:
+        file.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")

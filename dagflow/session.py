@@ -15,7 +15,7 @@ from torch import Tensor
 from dagflow.alarms import Alarm
 from dagflow.collect import Epoch, collect
 from dagflow.engine import checkpoint as checkpoints
-from dagflow.engine.checkpoint import Position, Restored
+from dagflow.engine.checkpoint import Restored
 from dagflow.engine.learner import set_rates
 from dagflow.engine.levels import first_levels, zero_levels
 from dagflow.engine.metrics import Clock, JsonLines
@@ -68,7 +68,7 @@ class Session:
 
     def train(self) -> Stopped | None:
         """All epochs that remain."""
-        if self.position == Position():
+        if self.position.is_beginning:
             self._metrics.write({"epoch": 0, **self._look(0, {})[0]})
         for epoch in range(self.position.epoch, self.config.epochs):
             clock = Clock()

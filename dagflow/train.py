@@ -8,6 +8,7 @@ from dataclasses import replace
 from dagflow import provenance, report
 from dagflow.engine import checkpoint as checkpoints
 from dagflow.engine.checkpoint import Position, Restored
+from dagflow.engine.prompts import digest
 from dagflow.errors import NotSaved, UserError, blaming
 from dagflow.folder import choose, go_on_from, owned, require_free, write_config
 from dagflow.outcome import Outcome
@@ -23,7 +24,8 @@ def start(run: Run) -> Outcome:
         main(lambda: stack.enter_context(owned(run.folder)))
         main(lambda: write_config(run.config, run.folder))
         main(lambda: stack.enter_context(run.trackers.begun(run.folder, update=0, warm_up=0)))
-        return _train(run, Restored(Position(), run.policy.weights(), {}))
+        begin = Position(prompts=digest(run.prompts))
+        return _train(run, Restored(begin, run.policy.weights(), {}))
 
 
 def resume(run: Run, place: str = "") -> Outcome:
@@ -36,8 +38,9 @@ def resume(run: Run, place: str = "") -> Outcome:
     with closing(run), ExitStack() as stack:
         main(lambda: stack.enter_context(owned(run.folder)))
         saved = main(lambda: choose(run.folder, place, run.policy, run.watcher.say))
-        restored = Restored(Position(), run.policy.weights(), {})
+        restored = Restored(Position(prompts=digest(run.prompts)), run.policy.weights(), {})
         if saved:
+            _check_prompts(run, saved.position)
             restored = run.processes.together(lambda: checkpoints.restore(saved, run.learner))
         if (restored.position.epoch, restored.position.window) > (run.config.epochs, 0):
             raise UserError(f"the run is past epochs = {run.config.epochs} already.")
@@ -48,6 +51,15 @@ def resume(run: Run, place: str = "") -> Outcome:
         update, warm_up = restored.position.update, restored.position.warm_up
         main(lambda: stack.enter_context(run.trackers.begun(run.folder, update, warm_up)))
         return _train(run, restored)
+
+
+def _check_prompts(run: Run, begun: Position) -> None:
+    """Raise UserError if they are not those that the run began with; older ones did not say."""
+    if begun.prompts not in ("", digest(run.prompts)):
+        raise UserError(
+            f"the prompts '{run.config.prompts.name}' have changed since the run began, and it "
+            f"would go on with others: put them back, or begin a new run."
+        )
 
 
 def _train(run: Run, restored: Restored) -> Outcome:

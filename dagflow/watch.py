@@ -23,6 +23,7 @@ from dagflow.evaluate import (
     standard_error,
     win_rate,
 )
+from dagflow.files import whole
 from dagflow.prepare import Run
 
 PREFIX = "held_out."  # of its numbers in the metrics
@@ -91,9 +92,8 @@ class Watch:
         picture = pictures.grid(now.images[:shown], COLUMNS, captions)
         show_picture(run, picture, folder / f"epoch-{epoch:04d}.png", "samples")
         if not epoch or not (folder / PROMPTS).exists():
-            partial = folder / f".{PROMPTS}.partial"
-            partial.write_text(json.dumps(captions), encoding="utf-8")
-            partial.rename(folder / PROMPTS)
+            with whole(folder / PROMPTS) as file:
+                file.write_text(json.dumps(captions), encoding="utf-8")
 
     def _measured(
         self, run: Run, base: Drawn, now: Drawn, statistics: Mapping[str, Statistics]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,6 +35,17 @@ def after(
 
 def named(alarms: list[Alarm]) -> list[str]:
     return [alarm.statistic for alarm in alarms]
+
+
+def test_one_image_and_chance_are_no_alarm() -> None:
+    """With two images the reward must have risen by 12.7 standard errors."""
+    one = Measured(torch.zeros(1), {}, {"brightness": torch.zeros(1)}, None, None)
+    assert find_alarms(one, replace(one, rewards=torch.ones(1)), TABLE) == []
+    looks = [{"brightness": torch.tensor([0.0, 0.1]) + moved} for moved in (0, 9)]
+    two = Measured(torch.zeros(2), {}, looks[0], None, None)
+    for rewards, due in (([0.8, 1.2], []), ([0.95, 1.05], ["brightness"])):
+        now = Measured(torch.tensor(rewards), {}, looks[1], None, None)
+        assert named(find_alarms(two, now, TABLE)) == due
 
 
 def test_what_has_moved_too_far_is_an_alarm() -> None:

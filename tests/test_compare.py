@@ -29,7 +29,7 @@ def test_a_result_holds_reports_and_summaries_of_what_all_report(tmp_path: Path)
         folder.mkdir()
         report = {"version": 1, "seed": seed, "reward": {"trained": reward}, "note": "text"}
         (folder / "report.json").write_text(json.dumps(report))
-        contests.append(Contest("tb", seed, folder, ()))
+        contests.append(Contest("tb", seed, folder, (), ()))
     found = result(contests)
     assert found["version"] == 1
     assert found["objectives"]["tb"]["summary"].keys() == {"reward.trained"}
@@ -56,9 +56,13 @@ def test_a_comparison_from_the_command_line_and_again(dagflow, tmp_path: Path) -
     before = (tmp_path / "found/runs/tb-0/metrics.jsonl").stat().st_mtime_ns
     again = dagflow(*words)
     assert again.returncode == 0
-    other = dagflow(*words, "-s", "objective.beta=2.0")
-    assert other.returncode == 2
-    assert "other settings" in other.stderr
+    elsewhere = dagflow(*words, "--output", str(tmp_path / "found"))  # the same by another name
+    assert elsewhere.returncode == 0, elsewhere.stderr
+    (tmp_path / "mine.toml").write_text('extends = "world"\nepochs = 2\n')
+    for other in ([*words, "-s", "objective.beta=2.0"], ["compare", "mine.toml", *words[2:]]):
+        refused = dagflow(*other)
+        assert refused.returncode == 2
+        assert "other settings" in refused.stderr
     assert (tmp_path / "found/runs/tb-0/metrics.jsonl").stat().st_mtime_ns == before
 
 

@@ -13,7 +13,7 @@ import dagflow
 
 ROOT = Path(dagflow.__file__).parent
 ORDER = [
-    "errors", "intervals", "glossary", "provenance", "types", "reward_rules", "profiling",
+    "errors", "files", "intervals", "glossary", "provenance", "types", "reward_rules", "profiling",
     "counting", "weights", "hookspecs", "plugins", "conformance", "scaffold", "recipe",
     "config", "config_file",
     "diffusion", "worlds", "policies", "engine", "measures", "evaluate", "alarms", "truth",

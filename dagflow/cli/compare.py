@@ -16,7 +16,7 @@ from dagflow.cli.launch import INTERRUPTED
 from dagflow.cli.options import SettingOption
 from dagflow.cli.train import use
 from dagflow.plugins import load_plugins
-from dagflow.recipe import DEFAULT, read_recipe
+from dagflow.recipe import DEFAULT, document, read_recipe
 
 if TYPE_CHECKING:
     from dagflow.compare import Contest
@@ -155,13 +155,13 @@ def _contests(
 ) -> list[Contest]:
     from dagflow.compare import Contest
 
-    contests = []
+    contests, text = [], document(recipe).as_string()
     for seed in range(seeds):
         for name in chosen:
             folder = output / "runs" / f"{name}-{seed}"
             words = [recipe, "--objective", name, "--seed", str(seed), "--output", str(folder)]
             settings = [word for item in (*common, *tuned[name]) for word in ("-s", item)]
-            contests.append(Contest(name, seed, folder, (*words, *settings)))
+            contests.append(Contest(name, seed, folder, (*words, *settings), (text, *settings)))
     return contests
 
 

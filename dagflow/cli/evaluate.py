@@ -60,6 +60,7 @@ def evaluate(
     """
     from dagflow.cli.display import Display
     from dagflow.cli.run import Resumed
+    from dagflow.folder import whole_checkpoint
     from dagflow.outcome import evaluate_checkpoint
     from dagflow.prepare import prepare
 
@@ -68,6 +69,8 @@ def evaluate(
     configs = [
         _with(place.folder, images, eval_reward or [], features, registry) for place in places
     ]
+    for place in places:  # before anything is written
+        whole_checkpoint(place.folder, place.place, lambda _: None)
     for place, config in zip(places, configs, strict=True):
         with Display(err) as display:
             evaluation = evaluate_checkpoint(prepare(config, registry, display), place.place)
@@ -123,7 +126,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
     errors = f" ({abs(change) / error:.1f} standard errors)" if error else ""
     out.print(
         f"reward on {numbers['images']} held-out seeds: base {reward['base']:.4f}, trained "
-        f"{reward['trained']:.4f}, change {change:+.4f} +- {error:.4f}{errors}, "
+        f"{reward['trained']:.4f}, change {_change(reward, numbers['images'])}{errors}, "
         f"better in {reward['win_rate']:.0%}"
     )
     temperature = numbers["temperature"]
@@ -138,12 +141,17 @@ def print_evaluation(evaluation: Evaluation) -> None:
         out.print(f"total variation from the target: {', '.join(parts)}")
 
 
+def _change(reward: Mapping[str, Any], images: int) -> str:
+    """With its standard error, which nobody knows of a single image."""
+    change = f"{reward['trained'] - reward['base']:+.4f}"
+    return f"{change} +- {reward['standard_error_of_change']:.4f}" if images > 1 else change
+
+
 def _table(numbers: Mapping[str, Any]) -> Table:
     """Base against trained, a row for each thing measured."""
     table = Table("", "base", "trained", "change", box=None, padding=(0, 2, 0, 0))
     for label, reward in numbers["rewards"].items():
-        error = reward["standard_error_of_change"]
-        change = f"{reward['trained'] - reward['base']:+.4f} +- {error:.4f}"
+        change = _change(reward, numbers["images"])
         _row(table, label if reward["trained_on"] else f"{label} (measured)", reward, change)
     for name in ("diversity", "vendi"):
         pair = numbers[name]

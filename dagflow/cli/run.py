@@ -151,7 +151,8 @@ def _summarise(run: Run, outcome: Outcome) -> None:
         out.print(
             f"stopped   after epoch {stopped.epochs} of {run.config.epochs}: {_why(run, stopped)}"
         )
-    out.print(f"pictures  {run.folder / 'samples'}")
+    if (run.folder / "samples").exists():
+        out.print(f"pictures  {run.folder / 'samples'}")
     out.print(f"metrics   {run.folder / 'metrics.jsonl'}")
     kind = "LoRA" if "lora" in run.policy.WEIGHTS_FILE else "weights"
     out.print(f"{kind:<9} {outcome.checkpoint}")

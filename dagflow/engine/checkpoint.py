@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,14 @@ class Position:
     metrics_bytes: int = 0  # length of metrics.jsonl
     timings_bytes: int = 0  # length of timings.jsonl
     statistics: Mapping[str, Statistics] = field(default_factory=dict)  # of rewards, before `epoch`
+    prompts: str = ""  # what they were, see `engine.prompts.digest`
     version: str = field(default=__version__)  # of dagflow
     format: int = FORMAT
+
+    @property
+    def is_beginning(self) -> bool:
+        """Whether nothing has been done yet."""
+        return replace(self, prompts="") == Position()
 
     @property
     def name(self) -> str:

@@ -9,6 +9,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from dagflow.files import whole
+
 GAP = 4
 LEAST_SIDE = 96  # smaller pictures are magnified, so that they can be looked at
 CAPTION = 16
@@ -69,10 +71,8 @@ def before_after(before: Tensor, after: Tensor, captions: Sequence[str]) -> Imag
 
 def save(picture: Image.Image, path: Path) -> None:
     """Write a PNG; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    picture.save(partial, format="PNG")
-    partial.rename(path)
+    with whole(path) as file:
+        picture.save(file, format="PNG")
 
 
 def _magnified(image: Image.Image) -> Image.Image:
@@ -86,8 +86,14 @@ def _fitting(
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
     width: int,
 ) -> str:
-    shown = text = " ".join(text.split())
-    while draw.textlength(shown, font) > width:
-        text = text[:-1]
-        shown = text + "…"
-    return shown
+    text = " ".join(text.split())
+    if draw.textlength(text, font) <= width:
+        return text
+    fits, too_long = 0, len(text)
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        if draw.textlength(text[:middle] + "…", font) <= width:
+            fits = middle
+        else:
+            too_long = middle
+    return text[:fits] + "…"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Sized
+from hashlib import sha256
 from itertools import islice
 
 import torch
@@ -48,6 +49,12 @@ def _encodes(text: str) -> bool:
 def _items(name: str, source: Iterable[Prompt | str]) -> list[Prompt | str]:
     with blaming(f"prompts '{name}'"):
         return list(islice(source, len(source)) if isinstance(source, Sized) else source)
+
+
+def digest(prompts: Sequence[Prompt]) -> str:
+    """By which the same prompts in the same order are known again."""
+    texts = "\0".join(prompt.text for prompt in prompts)
+    return sha256(texts.encode()).hexdigest()[:16]
 
 
 def heldout_prompts(

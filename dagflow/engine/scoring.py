@@ -12,7 +12,7 @@ from queue import Full, Queue
 import torch
 from torch import Tensor, nn
 
-from dagflow.errors import PluginError, blaming
+from dagflow.errors import PluginError, RunError, blaming
 from dagflow.profiling import span
 from dagflow.types import Prompt, Reward
 
@@ -173,8 +173,19 @@ def _ask(item: WeightedReward, images: Tensor, prompts: Sequence[Prompt]) -> Ten
             f"reward '{item.label}' returned {got}; a tensor of shape ({len(images)},) is due"
         )
     if values.device.type == "cpu":  # else that is seen when they are read
+        if not values.isfinite().all():
+            require_finite(images)
         _finite(item.label, values, prompts)
     return values.detach().to(images.device, torch.float32, copy=True)
+
+
+def require_finite(images: Tensor) -> None:
+    """Raise RunError for pictures (B, 3, height, width) that no reward can be blamed for."""
+    if not images.isfinite().all():
+        raise RunError(
+            "the model draws pictures that are not finite: it has diverged. Go back to an epoch "
+            "before that with --resume RUN@EPOCH, or begin anew with a lower update.learning_rate"
+        )
 
 
 def _finite(label: str, values: Tensor, prompts: Sequence[Prompt]) -> Tensor:

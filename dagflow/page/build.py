@@ -11,6 +11,7 @@ import jinja2
 
 from dagflow import __version__
 from dagflow.errors import UserError, described
+from dagflow.files import whole
 from dagflow.glossary import Term, explain
 from dagflow.page import charts, verdict, walls
 from dagflow.page.histogram import histogram
@@ -61,10 +62,8 @@ def write(folders: Sequence[Path], output: Path) -> Path:
     if output.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"'{output}': the name of a page ends in .html.")
     text = build(folders)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.rename(output)
+    with whole(output) as file:
+        file.write_text(text, encoding="utf-8")
     return output
 
 

@@ -21,7 +21,8 @@ def test_evaluate_from_the_command_line(dagflow: Callable[..., Any], tmp_path: P
     assert done.returncode == 0, done.stderr
     for word in ("epoch-0002", "epoch-0001", "jpeg-incompressibility (measured)", "brightness"):
         assert word in done.stdout
-    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    text = (tmp_path / "run" / "report.json").read_text()
+    report = json.loads(text)
     assert (report["checkpoint"], report["images"], report["ended"]) == ("epoch-0001", 6, True)
     measured, trained = (report["rewards"][f"jpeg-{k}compressibility"] for k in ("in", ""))
     assert (measured["trained_on"], trained["trained_on"]) == (False, True)
@@ -29,7 +30,7 @@ def test_evaluate_from_the_command_line(dagflow: Callable[..., Any], tmp_path: P
     assert measured["win_rate"] + trained["win_rate"] == pytest.approx(1)
 
     for words, message in [
-        (("evaluate", "run@9"), "has no checkpoint 'epoch-0009'"),
+        (("evaluate", "run", "run@9"), "has no checkpoint 'epoch-0009'"),
         (("evaluate", "run", "--eval-reward", "jpeg-compressibility"), "was trained on it"),
         (("evaluate", "run", "--features", "./nothing"), "there is no such folder"),
         (("evaluate", "elsewhere"), "is not a run directory"),
@@ -40,4 +41,5 @@ def test_evaluate_from_the_command_line(dagflow: Callable[..., Any], tmp_path: P
         refused = dagflow(*words)
         assert refused.returncode == 2, refused.stderr
         assert message in refused.stderr
+    assert (tmp_path / "run" / "report.json").read_text() == text  # nor has run@9 changed run's
     assert (tmp_path / "run" / "config.toml").read_text().startswith("# Fully resolved")

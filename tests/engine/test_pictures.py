@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from dagflow.engine import pictures
 
@@ -21,6 +21,15 @@ def test_tiles_undo_a_grid(count: int, shape: tuple[int, int]) -> None:
         assert tile.width % whole.width == tile.height % whole.height == 0
         factor = tile.width // whole.width
         assert (np.asarray(tile)[::factor, ::factor] == np.asarray(whole)).all()
+
+
+def test_a_caption_is_as_long_as_there_is_room() -> None:
+    draw = ImageDraw.Draw(Image.new("RGB", (96, 20)))
+    font = ImageFont.load_default(size=12)
+    shown = [pictures._fitting(draw, text, font, 90) for text in ("a cat", 9000 * "a cat\n ")]
+    assert shown[0] == "a cat"
+    assert shown[1].endswith("…")
+    assert draw.textlength(shown[1], font) <= 90 < draw.textlength("a " + shown[1], font)
 
 
 @pytest.mark.parametrize(("size", "count"), [((804, 121), 16), ((800, 120), 8), ((10, 10), 8)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
@@ -25,7 +26,7 @@ from dagflow.remote.client import RemoteReward
 from dagflow.remote.environment import IsolatedReward
 from dagflow.train import resume, start
 from dagflow_rewards.jpeg import JpegSize
-from tests.conftest import Silent
+from tests.conftest import Silent, run_dagflow
 
 
 class Loud(Silent):
@@ -300,3 +301,44 @@ def test_checkpoints_stand_in_the_order_of_time(tmp_path: Path) -> None:
         (tmp_path / name / "state.json").write_text("{}")
     (tmp_path / "epoch-of-mine").mkdir()
     assert [path.name for path in checkpoints(tmp_path)] == names
+
+
+@pytest.mark.parametrize("evaluate", [{"images": 0}, {"images": 4, "watched": 0, "grid": 0}])
+def test_a_model_that_has_diverged_is_said_to_have(make_run, evaluate: dict[str, int]) -> None:
+    """No reward is blamed, and no library is given such pictures."""
+    run = make_run(epochs=1, evaluate=evaluate, update={"learning_rate": 1e30})
+    with pytest.raises(RunError, match=r"pictures that are not finite: .* --resume RUN@EPOCH"):
+        start(run)
+
+
+def test_a_total_that_is_not_finite_ends_the_run(make_run) -> None:
+    rewards = {"jpeg-compressibility": {"weight": 1e300}}
+    with pytest.raises(RunError, match=r"total reward is not finite, .* jpeg-compressibility 1e"):
+        start(make_run(rewards=rewards, **QUIET))
+
+
+def test_a_run_goes_on_with_the_prompts_that_it_began_with(make_run, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    prompts = {"name": "file", "path": str(file)}
+    file.write_text("a cat\na dog\n")
+    start(make_run(epochs=1, prompts=prompts, **QUIET))
+    file.write_text("a cat\na dog\na horse\n")
+    with pytest.raises(UserError, match="prompts 'file' have changed since the run began"):
+        resume(make_run(epochs=2, prompts=prompts, **QUIET))
+    file.write_text("a cat\na dog\n")
+    resume(make_run(epochs=2, prompts=prompts, **QUIET))
+
+
+@pytest.mark.parametrize("words", [("export",), ("export", "--fuse"), ("report",)])
+def test_a_full_disk_is_named_and_keeps_no_fragment(make_run, small_disk: Path, words) -> None:
+    run = make_run(epochs=1, evaluate={"images": 0, "grid": 2, "watched": 0})
+    start(run)
+    free = os.statvfs(small_disk)
+    (small_disk / "others").write_bytes(bytes(free.f_bavail * free.f_bsize - 20_000))
+    output = small_disk / ("page.html" if words[0] == "report" else "exported")
+    done = run_dagflow(small_disk, *words, str(run.folder), "--output", str(output))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert str(small_disk) in "".join(done.stderr.split())
+    assert "Failed" in done.stderr
+    assert [path.name for path in small_disk.iterdir()] == ["others"]
