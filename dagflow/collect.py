@@ -247,8 +247,11 @@ def _off_policy(run: Run, kept: bool) -> tuple[int, int]:
     groups = max(1, int(every * (1 - share - backward) + 1e-6) // together)
     others = every - groups * together
     unit = together if run.learner.objective.needs.groups else 1
-    replayed = unit * round(others / unit * share / (share + backward))
-    return replayed, others - replayed
+    units = others // unit
+    replayed = round(units * share / (share + backward))
+    if share and backward and units > 1:
+        replayed = min(max(replayed, 1), units - 1)
+    return unit * replayed, others - unit * replayed
 
 
 def _sample_batch(

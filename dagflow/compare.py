@@ -45,7 +45,7 @@ class Contest:
         if not self.written.is_file():
             return self.folder.exists()
         before = json.loads(self.written.read_text(encoding="utf-8"))
-        return tuple(before) != self.settings
+        return tuple(before) not in (self.settings, self.arguments)  # which older ones kept
 
 
 @dataclass(frozen=True)

@@ -58,18 +58,19 @@ def described(error: BaseException) -> str:
 
 
 @contextmanager
-def blaming(plugin: str) -> Iterator[None]:
+def blaming(plugin: str, *others: type[BaseException]) -> Iterator[None]:
     """What a plugin raises in here becomes a PluginError, `PLUGIN raised ...`; exits do too.
 
-    Not so what is not its fault: a user's mistake, an end that was asked for, a full device.
+    A PluginError has said what happened, and gets the name before it. Ctrl-C and `others` pass.
     """
+    passing: tuple[type[BaseException], ...] = (KeyboardInterrupt, *others)
     try:
         yield
-    except (UserError, RunError, Interrupted, KeyboardInterrupt):
+    except passing:
         raise
+    except PluginError as error:
+        raise PluginError(f"{plugin}: {error}") from error
     except BaseException as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for it
-            raise
         raise PluginError(f"{plugin} {raised(error)}") from error
 
 

@@ -149,7 +149,7 @@ class Registry:
         checked = _check_options(item, options, beside)
 
         def make(*first: object) -> Any:
-            with blaming(item.label):
+            with blaming(item.label, UserError):
                 return item.factory(*first, **checked)
 
         return make
@@ -303,7 +303,7 @@ def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
     for name, annotation in getattr(function, "__annotations__", {}).items():
         alone = SimpleNamespace(__annotations__={name: annotation})
         try:
-            names = getattr(function, "__globals__", {})
+            names = getattr(inspect.unwrap(function), "__globals__", {})
             found |= get_type_hints(alone, globalns=names, include_extras=True)
         except Exception:
             continue

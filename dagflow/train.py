@@ -40,7 +40,7 @@ def resume(run: Run, place: str = "") -> Outcome:
         saved = main(lambda: choose(run.folder, place, run.policy, run.watcher.say))
         restored = Restored(Position(prompts=digest(run.prompts)), run.policy.weights(), {})
         if saved:
-            _check_prompts(run, saved.position)
+            run.processes.together(lambda: _check_prompts(run, saved.position))
             restored = run.processes.together(lambda: checkpoints.restore(saved, run.learner))
         if (restored.position.epoch, restored.position.window) > (run.config.epochs, 0):
             raise UserError(f"the run is past epochs = {run.config.epochs} already.")
@@ -83,5 +83,5 @@ def _open_logs(run: Run) -> None:
     for item in (*run.rewards, *run.measured):
         open_log = getattr(item.reward, "open_log", None)
         if callable(open_log):
-            with blaming(f"reward '{item.label}'"):
+            with blaming(f"reward '{item.label}'", OSError):  # of the run's own folder
                 open_log(run.folder)

@@ -198,7 +198,7 @@ def test_a_factory_that_raises_is_reported_with_its_owner(install) -> None:
 
 TYPED = """
     from __future__ import annotations
-    from functools import partial
+    from functools import cache, partial
     from typing import TYPE_CHECKING, Annotated, Literal
     import dagflow
     from pydantic import Field
@@ -210,6 +210,8 @@ TYPED = """
     def lazy(number: float = 1.0, side: Literal["l", "r"] = "l") -> Heavy: ...
     def limited(number: Annotated[float, Field(ge=0)] = 1.0): ...
     def open(**options: int): ...
+    @cache
+    def kept(number: float = 1.0): ...
     class Made:
         def __new__(cls, number: float = 1.0): ...
     class Called:
@@ -219,8 +221,8 @@ TYPED = """
     @dagflow.hookimpl
     def dagflow_register_rewards():
         return {
-            "lazy": lazy, "limited": limited, "open": open, "part": partial(lazy, side="r"),
-            "made": Made, "called": Called(), "own": own,
+            "lazy": lazy, "limited": limited, "open": open, "kept": kept,
+            "part": partial(lazy, side="r"), "made": Made, "called": Called(), "own": own,
         }
 """
 
@@ -232,6 +234,7 @@ TYPED = """
         ("lazy", {"side": "up"}),
         ("limited", {"number": -5}),
         ("open", {"anything": "x"}),
+        ("kept", {"number": "x"}),
         ("part", {"number": "x"}),
         ("made", {"number": "x"}),
         ("called", {"number": "x"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,7 @@ from dagflow.cli.launch import INTERRUPTED
 from dagflow.cli.options import SettingOption
 from dagflow.cli.train import use
 from dagflow.plugins import load_plugins
-from dagflow.recipe import DEFAULT, document, read_recipe
+from dagflow.recipe import DEFAULT, read_recipe
 
 if TYPE_CHECKING:
     from dagflow.compare import Contest
@@ -155,13 +156,13 @@ def _contests(
 ) -> list[Contest]:
     from dagflow.compare import Contest
 
-    contests, text = [], document(recipe).as_string()
+    contests, whole = [], json.dumps(read_recipe(recipe), sort_keys=True, default=str)
     for seed in range(seeds):
         for name in chosen:
             folder = output / "runs" / f"{name}-{seed}"
             words = [recipe, "--objective", name, "--seed", str(seed), "--output", str(folder)]
             settings = [word for item in (*common, *tuned[name]) for word in ("-s", item)]
-            contests.append(Contest(name, seed, folder, (*words, *settings), (text, *settings)))
+            contests.append(Contest(name, seed, folder, (*words, *settings), (whole, *settings)))
     return contests
 
 

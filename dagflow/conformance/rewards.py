@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
-from threading import Barrier, current_thread, main_thread
+from queue import Queue
+from threading import Barrier, Thread, current_thread, main_thread
 from typing import Any, ClassVar
 
 import pytest
@@ -82,8 +83,7 @@ class RewardContract(Contract):
 
     def test_same_score_after_a_restart(self) -> None:
         first = self.score(images(), self.prompts(), "a batch")
-        with torch.no_grad():
-            again = _checked(ready(self.build())(images(), self.prompts()))
+        again = _checked(asked(ready(self.build()), images(), self.prompts()))
         if not torch.equal(first, again):
             advise(
                 f"{self.label}, built anew, scores the same batch differently. A resumed run would "
@@ -185,7 +185,9 @@ class RewardContract(Contract):
             self._built[cls] = ready(self.build())
         try:
             return asked(self._built[cls], batch, prompts)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             advise(
                 f"{self.label} {raised(error)} for {what}. A run would stop here: return a score "
                 f"for every image and prompt that can come."
@@ -202,8 +204,16 @@ def _checked(scores: Any) -> Tensor:
 
 
 @cache
-def _thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1)
+def _jobs() -> Queue[Callable[[], None]]:
+    """What is put here is called in another thread: a daemon, so that a call may hang."""
+    jobs: Queue[Callable[[], None]] = Queue()
+
+    def work() -> None:
+        while True:
+            jobs.get()()
+
+    Thread(target=work, daemon=True).start()
+    return jobs
 
 
 def asked(reward: Reward, batch: Tensor, prompts: Sequence[Prompt]) -> Any:
@@ -213,7 +223,18 @@ def asked(reward: Reward, batch: Tensor, prompts: Sequence[Prompt]) -> Any:
     def ask() -> Any:
         return reward(batch, prompts)
 
-    return _thread().submit(ask).result() if current_thread() is main_thread() else ask()
+    if current_thread() is not main_thread():
+        return ask()
+    answer: Future[Any] = Future()
+
+    def tell() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    _jobs().put(tell)
+    return answer.result()
 
 
 def ready(reward: Reward) -> Reward:

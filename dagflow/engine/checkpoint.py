@@ -30,7 +30,7 @@ from dagflow.policies.policy import Policy
 STATE = "state.json"
 TENSORS = "training_state.safetensors"
 SUMS = "SHA256SUMS"  # as sha256sum -c reads it
-FORMAT = 2  # of state.json; 1 had no checksums
+FORMAT = 3  # of state.json; 1 had no checksums, 2 did not know its prompts
 NAME = re.compile(r"epoch-(\d+)(?:-(flow|update)-(\d+))?")
 LATEST, BEST = "latest", "best"  # links to checkpoints
 

@@ -48,13 +48,13 @@ class Learner:
 
     def flow(self, latents: Tensor, times: Tensor, embeds: Tensor) -> Tensor:
         """What the objective's flow network says of M states, (M,)."""
-        with blaming(self.who):
+        with blaming(self.who, torch.OutOfMemoryError):
             said = cast(FlowObjective, self.objective).flow(latents, times, embeds)
             return _one_each("flow", said, len(latents))
 
     def log_z(self, embeds: Tensor) -> Tensor:
         """What its module for log Z says of the prompts of B trajectories, (B,)."""
-        with blaming(self.who):
+        with blaming(self.who, torch.OutOfMemoryError):
             said = cast(PartitionObjective, self.objective).log_z(embeds)
             return _one_each("log_z", said, len(embeds))
 

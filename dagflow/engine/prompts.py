@@ -47,12 +47,12 @@ def _encodes(text: str) -> bool:
 
 
 def _items(name: str, source: Iterable[Prompt | str]) -> list[Prompt | str]:
-    with blaming(f"prompts '{name}'"):
+    with blaming(f"prompts '{name}'", UserError):
         return list(islice(source, len(source)) if isinstance(source, Sized) else source)
 
 
 def digest(prompts: Sequence[Prompt]) -> str:
-    """By which the same prompts in the same order are known again."""
+    """By which the same texts in the same order are known again."""
     texts = "\0".join(prompt.text for prompt in prompts)
     return sha256(texts.encode()).hexdigest()[:16]
 
@@ -61,10 +61,10 @@ def heldout_prompts(
     name: str, source: PromptSource, prompts: tuple[Prompt, ...]
 ) -> tuple[Prompt, ...]:
     """The source's `heldout` prompts, or the training prompts where it has none."""
-    with blaming(f"prompts '{name}'"):
+    with blaming(f"prompts '{name}'", UserError):
         heldout: Sequence[Prompt | str] | None = getattr(source, "heldout", None)
-        none = heldout is None or not len(heldout)
-    return prompts if none or heldout is None else as_prompts(f"{name}.heldout", heldout)
+    found = [] if heldout is None else _items(f"{name}.heldout", heldout)
+    return as_prompts(f"{name}.heldout", found) if found else prompts
 
 
 def draw_prompts(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from queue import Full, Queue
@@ -16,6 +17,10 @@ from dagflow.errors import PluginError, RunError, blaming
 from dagflow.profiling import span
 from dagflow.types import Prompt, Reward
 
+DIVERGED = (
+    "the model draws pictures that are not finite: it has diverged. Go back to an epoch before "
+    "that with --resume RUN@EPOCH, or begin anew with a lower update.learning_rate"
+)
 Scores = Callable[[], Tensor]  # waits for what was asked: float32 (R, B)
 
 
@@ -96,8 +101,10 @@ def ask(rewards: Sequence[WeightedReward], images: Tensor, prompts: Sequence[Pro
 
     images: float32 (B, 3, height, width) in [0, 1]. Returns a function that waits for the scores,
     without weights. This or that raises PluginError if a reward raises, does not answer in time, or
-    returns a wrong shape or a value that is not finite, naming the reward and the prompt.
+    returns a wrong shape or a value that is not finite, naming the reward and the prompt; and
+    RunError where that is because the images are not finite.
     """
+    are_finite = images.isfinite().all()  # on its device, where nobody waits for it
     later = {
         item.label: _submitted(item, images, prompts)
         for item in rewards
@@ -106,7 +113,7 @@ def ask(rewards: Sequence[WeightedReward], images: Tensor, prompts: Sequence[Pro
     done = {}
     for item in rewards:
         if item.label not in later:
-            with span("reward"):
+            with span("reward"), _unless_diverged(are_finite):
                 done[item.label] = (
                     _submitted(item, images, prompts)()
                     if item.background
@@ -115,12 +122,23 @@ def ask(rewards: Sequence[WeightedReward], images: Tensor, prompts: Sequence[Pro
     none = torch.zeros(0, len(images), device=images.device)
 
     def scores() -> Tensor:
-        with span("waiting"):
+        with span("waiting"), _unless_diverged(are_finite):
             answers = {label: _finite(label, values, prompts) for label, values in done.items()}
             answers |= {label: _finite(label, said(), prompts) for label, said in later.items()}
         return torch.stack([answers[item.label] for item in rewards]) if rewards else none
 
     return scores
+
+
+@contextmanager
+def _unless_diverged(are_finite: Tensor) -> Iterator[None]:
+    """No reward is to blame for pictures that are none."""
+    try:
+        yield
+    except PluginError as error:
+        if not are_finite:
+            raise RunError(DIVERGED) from error
+        raise
 
 
 def _submitted(item: WeightedReward, images: Tensor, prompts: Sequence[Prompt]) -> Scores:
@@ -158,34 +176,32 @@ def total(rewards: Sequence[WeightedReward], raw: Tensor) -> Tensor:
 @torch.no_grad()  # here, because other threads do not inherit it
 def _ask(item: WeightedReward, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
     given = images.data  # another name for the same, which counts its own changes
-    with blaming(f"reward '{item.label}'"):
-        try:
-            values = item.reward(given, prompts)
-        except PluginError as error:  # it says itself what happened
-            raise PluginError(f"reward '{item.label}': {error}") from error
+    with blaming(f"reward '{item.label}'", torch.OutOfMemoryError):
+        values = item.reward(given, prompts)
     if given._version:
         raise PluginError(
             f"reward '{item.label}' changed the images in place, which others are to see too"
         )
     if not isinstance(values, Tensor) or values.shape != (len(images),) or values.is_sparse:
-        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        got = _described(values)
         raise PluginError(
             f"reward '{item.label}' returned {got}; a tensor of shape ({len(images)},) is due"
         )
     if values.device.type == "cpu":  # else that is seen when they are read
-        if not values.isfinite().all():
-            require_finite(images)
         _finite(item.label, values, prompts)
     return values.detach().to(images.device, torch.float32, copy=True)
+
+
+def _described(values: object) -> str:
+    if not isinstance(values, Tensor):
+        return type(values).__name__
+    return "a sparse tensor" if values.is_sparse else str(tuple(values.shape))
 
 
 def require_finite(images: Tensor) -> None:
     """Raise RunError for pictures (B, 3, height, width) that no reward can be blamed for."""
     if not images.isfinite().all():
-        raise RunError(
-            "the model draws pictures that are not finite: it has diverged. Go back to an epoch "
-            "before that with --resume RUN@EPOCH, or begin anew with a lower update.learning_rate"
-        )
+        raise RunError(DIVERGED)
 
 
 def _finite(label: str, values: Tensor, prompts: Sequence[Prompt]) -> Tensor:

@@ -30,7 +30,7 @@ def cut(config: Config, epoch: int, steps: int, needs: Needs) -> list[Tensor]:
     from the first step after the last, so that every step counts alike. Most states of a window
     then end one of its transitions and begin the next. Where states are not evaluated by themselves
     (no log F) transitions are shuffled instead, and every window sees most trajectories. Windows
-    are even, and no smaller than `update.batch_size`.
+    are even, and no smaller than `update.batch_size` unless the epoch is.
 
     With `needs.trajectories` all steps count, and no window divides a trajectory or a group: there
     are as many as batches in all transitions, or as groups if those are fewer.

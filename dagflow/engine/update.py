@@ -236,7 +236,7 @@ def _objective_backward(
     `times`: how many processes do the same. What each adds to the parameters is its share of that.
     """
     count = len(batch.log_pf)
-    with blaming(learner.who):
+    with blaming(learner.who, torch.OutOfMemoryError):
         loss, extra = learner.objective(batch)
         if loss.shape != (count,):
             raise ValueError(f"the loss has shape {tuple(loss.shape)}, not ({count},)")

@@ -160,7 +160,7 @@ def log_flow(learner: Learner, states: Window) -> Tensor:
         known = known * sent(~inner, learned.device)
     above = states.beta * known + level
     at = sent(inner.nonzero().flatten(), learned.device)
-    return above.index_add(0, at, learner.scale * learned.flatten())
+    return above.index_add(0, at, learner.scale * learned)
 
 
 @torch.no_grad()

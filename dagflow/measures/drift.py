@@ -32,13 +32,10 @@ def drift(policy: Policy, path: GaussianPath, trajectories: Trajectories) -> Dri
     Thompson, 1952; drawn systematically). `trajectories` are the policy's own.
     """
     count = len(trajectories.prompts)
-    chance = chances(path).to(policy.device)
+    places, counts = (values.to(policy.device) for values in looked_at(path, trajectories.index))
     rows = torch.arange(count, device=policy.device)
-    begin = (trajectories.index.double() + 0.5) * GOLDEN % 1
     kl, squares = torch.zeros(2, count, device=policy.device)
-    for k in range(min(STEPS, path.steps)):
-        place = torch.searchsorted(chance.cumsum(0), begin + k, right=True)
-        place = place.clamp(max=path.steps - 1)
+    for place, times_counted in zip(places, counts, strict=True):
         step = gaussian.step_from(path, place)
         x = trajectories.latents[rows, place]
         now = trajectories.noise_pred[rows, place]
@@ -49,10 +46,21 @@ def drift(policy: Policy, path: GaussianPath, trajectories: Trajectories) -> Dri
         apart = step.mean_x0 * (
             policy.predicted_x0(step.state, x, now) - policy.predicted_x0(step.state, x, base)
         )
-        counts = 1 / chance[place].float()
-        kl += counts * (apart**2 / (2 * step.variance)).flatten(1).sum(1)
-        squares += counts * ((now - base) ** 2).flatten(1).mean(1) / path.steps
+        kl += times_counted * (apart**2 / (2 * step.variance)).flatten(1).sum(1)
+        squares += times_counted * ((now - base) ** 2).flatten(1).mean(1) / path.steps
     return Drift(kl, squares)
+
+
+def looked_at(path: GaussianPath, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Steps of the trajectories `index` (B,), and how many each stands for, (5, B) each.
+
+    On the CPU, where sums are the same every time.
+    """
+    chance = chances(path)
+    begin = (index.cpu().double() + 0.5) * GOLDEN % 1
+    points = begin + torch.arange(min(STEPS, path.steps))[:, None]
+    places = torch.searchsorted(chance.cumsum(0), points, right=True).clamp(max=path.steps - 1)
+    return places, 1 / chance[places].float()
 
 
 def chances(path: GaussianPath) -> Tensor:
@@ -61,7 +69,7 @@ def chances(path: GaussianPath) -> Tensor:
     Half of it evenly, half by what an error of x0hat in proportion to sigma adds to the KL there:
     most of that is often in one step near the end.
     """
-    step = gaussian.step_from(path, torch.arange(path.steps, device=path.alpha.device))
+    step = gaussian.step_from(path.on(torch.device("cpu")), torch.arange(path.steps))
     weight = ((step.mean_x0 * step.state.sigma) ** 2 / step.variance).double().flatten()
     share = 1 / path.steps + weight / weight.sum()
     certain = torch.zeros_like(share, dtype=torch.bool)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dagflow import PluginError, Prompt, Reward
+from dagflow.errors import described
 
 Job = tuple[Tensor, Sequence[Prompt], "Future[Tensor]"]
 
@@ -75,8 +76,7 @@ def score(reward: Reward, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
     try:
         values = reward(images, prompts)
     except BaseException as error:  # a library's own kind of panic is none of ours
-        reason = f"{type(error).__name__}: {error}"
-        raise PluginError(f"raised {reason} for {_name(prompts)}") from error
+        raise PluginError(f"raised {described(error)} for {_name(prompts)}") from error
     if not isinstance(values, Tensor) or values.shape != (len(images),):
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise PluginError(f"returned {got}; a tensor of shape ({len(images)},) is due")
