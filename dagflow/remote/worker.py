@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from dagflow import PluginError, Prompt, Reward
-from dagflow.errors import described
 
 Job = tuple[Tensor, Sequence[Prompt], "Future[Tensor]"]
 
@@ -76,7 +75,8 @@ def score(reward: Reward, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
     try:
         values = reward(images, prompts)
     except BaseException as error:  # a library's own kind of panic is none of ours
-        raise PluginError(f"raised {described(error)} for {_name(prompts)}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise PluginError(f"raised {reason} for {_name(prompts)}") from error
     if not isinstance(values, Tensor) or values.shape != (len(images),):
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise PluginError(f"returned {got}; a tensor of shape ({len(images)},) is due")
