@@ -123,7 +123,7 @@ def _reward(run: RunData) -> Iterator[str]:
     if found.high == found.low:
         yield "That is too few images to tell it from chance."
     elif found.is_certain:
-        yield "Chance in these prompts and noise hardly explains that; another seed may differ."
+        yield "Chance in the noise hardly explains that; other prompts or another seed may differ."
     else:
         yield "The interval holds 0: chance alone could explain that."
     if found.win_rate is not None:

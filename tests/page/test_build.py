@@ -72,7 +72,7 @@ def test_a_page_of_a_whole_run_says_what_came_of_it(rich: Path) -> None:
     [data] = read([rich])
     words = " ".join(sentences(data))
     assert "rose from −1.41 (base) to −1.29 (trained): a change of +0.12" in words
-    assert "with a 95 % interval from +0.09 to +0.15. Chance in these prompts" in words
+    assert "with a 95 % interval from +0.09 to +0.15. Chance in the noise" in words
     assert "90 % of the trained images beat" in words
     assert "Diversity within a prompt fell, from 0.21 to 0.17 (−19 %)" in words
     assert "JPEG size moved by −1.2 deviations" in words
