@@ -377,6 +377,7 @@ def _explain(detail: Any) -> str:
             f"Known here: {', '.join(known)}."
         )
     message = detail["msg"].removeprefix("Value error, ")
+    message = message.replace("a valid tuple", 'a list, such as ["one", "two"]')
     if detail["type"] == "value_error":
         return f"{path}: {message}." if path else f"{message}."
     return f"{path} = {detail['input']!r}: {message[0].lower()}{message[1:]}."

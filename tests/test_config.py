@@ -47,6 +47,7 @@ def test_overrides_are_toml_values_or_plain_text() -> None:
         ("epochs=0", "epochs = 0: input should be greater than 0"),
         ("rollout.potential=later", "input should be 'rollout', 'current' or 'none'"),
         ("update.batch_size=5000", "update.batch_size = 5000 is more than the"),
+        ("lora.targets=to_q", "lora.targets = 'to_q': input should be a list, such as ["),
         ("rollout.images_per_prompt=3", "images_per_prompt = 3 does not divide"),
         ("epochs", "'epochs' is not of the form key.path=value"),
         ("epochs.x=3", "'epochs.x': 'epochs' is a value, not a table"),
