@@ -30,8 +30,8 @@ def advantages(batch: Transitions, within_groups_only: bool) -> Tensor:
     assert batch.prompt is not None
     assert batch.log_reward is not None
     numbers, order = window.trajectory.sort()
-    first = torch.ones_like(numbers, dtype=torch.float32)  # 1 at one row of each trajectory, else 0
-    first[1:] = (numbers[1:] != numbers[:-1]).float()
+    first = torch.ones_like(window.log_reward)  # 1 at one row of each trajectory, else 0
+    first[1:] = numbers[1:] != numbers[:-1]
     rewards = window.log_reward[order]
     alike = (batch.prompt[:, None] == window.prompt[order]) * first  # (B, M)
     alone = alike.sum(1, keepdim=True) < 2
