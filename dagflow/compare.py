@@ -28,7 +28,7 @@ class Contest:
     seed: int
     folder: Path
     arguments: tuple[str, ...]  # of `dagflow train`
-    settings: tuple[str, ...]  # what they come to: the recipe's text, and what is set beside it
+    settings: tuple[str, ...]  # what they come to: the recipe, and what is set beside it
 
     @property
     def report(self) -> Path:

@@ -183,7 +183,7 @@ def _ask(item: WeightedReward, images: Tensor, prompts: Sequence[Prompt]) -> Ten
             f"reward '{item.label}' changed the images in place, which others are to see too"
         )
     if not isinstance(values, Tensor) or values.shape != (len(images),) or values.is_sparse:
-        got = _described(values)
+        got = _form(values)
         raise PluginError(
             f"reward '{item.label}' returned {got}; a tensor of shape ({len(images)},) is due"
         )
@@ -192,7 +192,7 @@ def _ask(item: WeightedReward, images: Tensor, prompts: Sequence[Prompt]) -> Ten
     return values.detach().to(images.device, torch.float32, copy=True)
 
 
-def _described(values: object) -> str:
+def _form(values: object) -> str:
     if not isinstance(values, Tensor):
         return type(values).__name__
     return "a sparse tensor" if values.is_sparse else str(tuple(values.shape))

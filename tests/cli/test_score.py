@@ -3,6 +3,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -139,3 +142,52 @@ def test_deep_grey_pictures_keep_their_shades(pictures: Path) -> None:
     Image.fromarray(np.ones((2, 2), dtype=np.float32)).save(pictures / "real.tiff")
     with pytest.raises(ValueError, match="which of its numbers is white"):
         _read(pictures / "real.tiff")
+
+
+LOUD = """
+    import enum, sqlite3
+    import dagflow
+    class Colour(enum.Enum):
+        RED = 1
+    print("imported")
+    class Loud:
+        "Says what it does."
+        def __init__(self, weights: dict = {Colour.RED: 1.0}, most: float = float("inf")):
+            print("made")
+        def __call__(self, images, prompts):
+            print("asked")
+            return images.mean((1, 2, 3))
+    class Bound:
+        "Bound to the thread that made it."
+        def __init__(self):
+            self.kept = sqlite3.connect(":memory:")
+        def __call__(self, images, prompts):
+            self.kept.execute("select 1")
+            return images.mean((1, 2, 3))
+    @dagflow.hookimpl
+    def dagflow_register_rewards(): return {"loud": Loud, "bound": Bound}
+"""
+
+
+def test_what_a_plugin_prints_or_takes_spoils_no_json(dagflow, tmp_path: Path) -> None:
+    put_plugin(tmp_path, "loud", LOUD)
+    Image.new("RGB", (32, 32), (255, 255, 255)).save(tmp_path / "white.png")
+    words = ("score", "white.png", "--reward", "loud", "--prompt", "x", "--format", "json")
+    done = dagflow(*words, PYTHONPATH=str(tmp_path))
+    assert json.loads(done.stdout)[0]["scores"] == {"loud": 1.0}
+    assert [word in done.stderr for word in ("imported", "made", "asked")] == [True] * 3
+    listed = json.loads(dagflow("list-plugins", "--json", PYTHONPATH=str(tmp_path)).stdout)
+    [options] = [item["options"] for item in listed["plugins"] if item["name"] == "loud"]
+    assert options["most"] == "inf"
+    assert "RED" in options["weights"]
+
+
+def test_the_kit_notices_a_reward_that_is_bound_to_a_thread(tmp_path: Path) -> None:
+    put_plugin(tmp_path, "loud", LOUD)
+    words = [sys.executable, "-m", "pytest", "-q", "--dagflow-reward", "bound"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "SQLite objects created in a thread" in done.stdout
