@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dagflow.config import MachineTable
 from dagflow.engine.learner import Learner
@@ -60,9 +60,22 @@ def prepare_learner(learner: Learner, settings: MachineTable) -> None:
         flow.attend_in_bfloat16()
     if settings.compile:
         for network in policy.networks().values():
-            getattr(network, "decoder", network).compile(backend=BACKEND)
+            _compile(getattr(network, "decoder", network))
         if isinstance(flow, nn.Module):
-            flow.compile(backend=BACKEND)
+            _compile(flow)
+
+
+def _compile(network: nn.Module) -> None:
+    """For batches of any size, of which a run has many: else the second size compiles again."""
+    compiled = torch.compile(network.forward, backend=BACKEND)
+
+    def forward(*given: Any, **named: Any) -> Any:
+        for value in (*given, *named.values()):
+            if isinstance(value, Tensor) and value.ndim:
+                torch._dynamo.maybe_mark_dynamic(value, 0)
+        return compiled(*given, **named)
+
+    network.forward = forward
 
 
 def _shard(unet: Any, device: torch.device, processes: Processes) -> None:

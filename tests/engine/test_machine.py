@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from torch import nn
 
 from dagflow import PolicySpec, UserError, train
 from dagflow.config import MachineTable
@@ -100,22 +102,47 @@ def test_a_model_without_such_a_network_is_refused(make_run, setting) -> None:
 def test_compiled_networks_have_the_same_gradients_and_are_captured_once(
     make_run, monkeypatch
 ) -> None:
-    """By a backend that captures the graphs and runs them as they are; inductor takes minutes."""
+    """By a backend that captures the graphs and runs them as they are; inductor takes minutes.
+
+    Micro-batches are of two sizes.
+    """
     from torch._dynamo.utils import counters
 
     monkeypatch.setattr("dagflow.engine.machine.BACKEND", "aot_eager")
+    before = counters["stats"]["unique_graphs"]
     expected, found = [], []
     for compiled, seen in ((False, expected), (True, found)):
-        run = make_run(machine={"compile": compiled}, update={"microbatch_size": 8})
+        run = make_run(machine={"compile": compiled}, update={"microbatch_size": 6})
         window = first_window(run)
+        assert len(window.rows) % 6 > 1
         seen.extend(gradients(run, window))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()) + 1e-9)
     graphs = counters["stats"]["unique_graphs"]
-    assert graphs > 0
+    assert graphs == before + 5  # decoder; UNet and flow network with gradient and without
     for _ in range(2):
         update(run.learner, first_window(run))
     assert counters["stats"]["unique_graphs"] == graphs
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_one_graph_is_compiled_for_batches_of_any_size(
+    monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setattr("dagflow.engine.machine.BACKEND", "aot_eager")
+    plain = nn.Linear(3, 2)
+    network = deepcopy(plain)
+    policy = SimpleNamespace(networks=lambda: {"unet": network}, device=torch.device("cpu"))
+    learner: Any = SimpleNamespace(policy=policy, objective=object())
+    before = counters["stats"]["unique_graphs"]
+    prepare_learner(learner, MachineTable(compile=True))
+    for size in (4, 7, 2):
+        x = torch.randn(size, 3)
+        y = network(input=x) if named else network(x)
+        torch.testing.assert_close(y, plain(x))
+    assert counters["stats"]["unique_graphs"] == before + 1
 
 
 @pytest.mark.parametrize(
