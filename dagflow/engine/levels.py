@@ -88,6 +88,7 @@ def _untrained(learner: Learner, path: GaussianPath, sampled: Trajectories) -> T
             said[rows, -1] = learner.log_z(embeds)
         if objective.needs.log_flow:
             for i in range(path.steps):
+                # Not expanded: a layout of its own would be compiled once more.
                 times = path.timesteps[i].to(device).repeat(len(rows))
                 said[rows, i] = learner.flow(sampled.latents[rows, i].to(device), times, embeds)
     return learner.scale * said
