@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import (
     BaseModel,
@@ -68,7 +69,8 @@ class ObjectiveTable(OpenTable):
     @field_validator("beta", mode="before")
     @classmethod
     def _beta_is_known_or_found(cls, value: object) -> object:
-        known = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        known = number and 0 <= cast(float, value) < math.inf
         if not known and not (isinstance(value, str) and AUTO.fullmatch(value)):
             raise ValueError(f"{value!r} is neither a number from 0 nor of the form auto:KL=2.5")
         return value

@@ -7,6 +7,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def unfinished(path: Path) -> Path:
+    """What a file is called while it is written."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def encodes(text: str) -> bool:
+    """Whether UTF-8 can say it: not half of a pair of surrogates, nor what stands for bad bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A name beside the file to write to, which becomes the file at the end; makes its folder.
@@ -14,13 +28,13 @@ def whole(path: Path) -> Iterator[Path]:
     Where that fails nothing of it stays, and an OSError of writing names the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    beside = unfinished(path)
     try:
-        yield partial
-        partial.rename(path)
+        yield beside
+        beside.rename(path)
     except OSError as error:
-        if error.filename not in (None, str(partial), partial):
+        if error.filename not in (None, str(beside), beside):
             raise  # it is about another file
         raise OSError(f"'{path}' cannot be written: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)

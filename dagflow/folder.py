@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -16,37 +17,68 @@ from dagflow.config import Config
 from dagflow.config_file import dump
 from dagflow.engine import checkpoint
 from dagflow.errors import UserError
-from dagflow.files import whole
+from dagflow.files import encodes, unfinished, whole
 from dagflow.policies.policy import Policy
 from dagflow.recipe import read_recipe
 
+CONFIG = "config.toml"
+RUNS = Path("runs")  # of those that were given no folder
 OWNER = ".owner.json"
 LOCK = ".lock"
 
 
 def require_free(folder: Path) -> None:
     """Raise UserError unless a run can begin in this folder: it does not exist or is empty."""
-    if (folder / "config.toml").is_file():
+    if not encodes(str(folder)):
+        raise UserError(f"{str(folder)!r} is no name in UTF-8. Give another --output.")
+    if (folder / CONFIG).is_file():
         raise UserError(
-            f"'{folder}' holds a run already. Go on with `dagflow train --resume {folder}`, or "
-            f"give another --output."
+            f"'{folder}' holds a run already. Go on with `dagflow train --resume "
+            f"{shlex.quote(str(folder))}`, or give another --output."
         )
-    if folder.exists() and (not folder.is_dir() or set(os.listdir(folder)) - {LOCK, OWNER}):
+    if folder.is_symlink() and not folder.exists():
+        raise UserError(f"'{folder}' is a link that leads nowhere. Give another --output.")
+    passing = {LOCK, OWNER, unfinished(folder / CONFIG).name}  # of a start that was killed
+    if folder.exists() and (not folder.is_dir() or set(os.listdir(folder)) - passing):
         raise UserError(f"'{folder}' exists and is not empty. Give another --output.")
+
+
+@contextmanager
+def claimed(stem: str) -> Iterator[Path]:
+    """The first `runs/STEM-NNN` that is free, made at once: who begins with this gets another.
+
+    At the end it goes again where nothing was written.
+    """
+    number = 1
+    while True:
+        folder = RUNS / f"{stem}-{number:03d}"
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            if not os.path.lexists(folder):
+                raise  # it is about RUNS
+            number += 1
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # there is something in it
+            folder.rmdir()
+            RUNS.rmdir()
 
 
 def read_config(folder: Path) -> Config:
     """The configuration of an existing run. Raises UserError if the folder is no run."""
-    file = folder / "config.toml"
+    file = folder / CONFIG
     if not file.is_file():
-        raise UserError(f"'{folder}' is not a run directory: it has no config.toml.")
+        raise UserError(f"'{folder}' is not a run directory: it has no {CONFIG}.")
     tree = read_recipe(str(file))
     return configuration.resolve({**tree, "output": str(folder)})
 
 
 def write_config(config: Config, folder: Path) -> None:
     """The file appears whole or not at all."""
-    with whole(folder / "config.toml") as file:
+    with whole(folder / CONFIG) as file:
         file.write_text(dump(config), encoding="utf-8")
 
 

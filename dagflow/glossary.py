@@ -60,10 +60,16 @@ STEP: dict[str, Term] = {
         "lower",
     ),
     "log_z_learned": Term(
-        "Learned log Z", "Mean of the objective's own estimate of log Z.", "nats"
+        "Learned log Z",
+        "Mean of the objective's own estimate of log Z, on the scale of log_density: with mean, "
+        "for one latent value.",
+        "nats",
     ),
     "log_z_group": Term(
-        "Group log Z", "Mean estimate of log Z from the trajectories of one prompt.", "nats"
+        "Group log Z",
+        "Mean estimate of log Z from the trajectories of one prompt, on the scale of log_density: "
+        "with mean, for one latent value.",
+        "nats",
     ),
     "advantage_abs": Term("Size of the advantage", "Mean absolute advantage of a trajectory."),
     "log_ratio": Term(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import sys
 import time
@@ -323,6 +324,8 @@ def _function(factory: Callable[..., Any]) -> Any:
 def _check_value(item: Provided, key: str, value: Any, hint: Any) -> Any:
     from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
+    if isinstance(value, float) and math.isnan(value):
+        raise UserError(f"{item.kind} '{item.name}', option '{key}': nan is no number.")
     try:
         return TypeAdapter(hint).validate_python(value)
     except PydanticUserError:  # an annotation that pydantic cannot check

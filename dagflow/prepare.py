@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -239,11 +240,26 @@ def check_needs(config: Config, needs: Needs, prompts: Sequence[Prompt]) -> None
             f"which objective '{name}' does not keep as its prior: give a number, or use rtb or "
             f"residual-db."
         )
-    single = rollout.images_per_prompt < 2 and len(prompts) > 1
-    if config.objective.divergence is not None and single:
+    if config.objective.divergence is not None:
+        _check_divergence(config, config.objective.divergence, prompts)
+
+
+def _check_divergence(config: Config, divergence: float, prompts: Sequence[Prompt]) -> None:
+    """Raise UserError if the first epoch's images cannot show so large a one."""
+    rollout, beta = config.rollout, config.objective.beta
+    if rollout.images_per_prompt < 2 and len(prompts) > 1:
         raise UserError(
-            f"objective.beta = {config.objective.beta!r} is found from several images of each "
-            f"prompt: give rollout.images_per_prompt of 8 or more."
+            f"objective.beta = {beta!r} is found from several images of each prompt: give "
+            f"rollout.images_per_prompt of 8 or more."
+        )
+    texts = len({prompt.text for prompt in prompts})
+    drawn = min(texts, rollout.samples_per_epoch // rollout.images_per_prompt)
+    most = math.log(rollout.samples_per_epoch / drawn)
+    if divergence >= most:
+        raise UserError(
+            f"objective.beta = {beta!r}: the first epoch's {rollout.samples_per_epoch} images of "
+            f"{drawn} prompt{'s' * (drawn > 1)} can show {most:.2f} nats at most; ask for less, or "
+            f"raise rollout.images_per_prompt or, with one prompt, rollout.samples_per_epoch."
         )
 
 

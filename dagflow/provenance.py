@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dagflow import __version__
+from dagflow.errors import NotSaved
 
 FILE = "sessions.jsonl"
 PACKAGES = ("torch", "diffusers", "peft", "transformers", "accelerate")
@@ -24,8 +25,11 @@ PACKAGES = ("torch", "diffusers", "peft", "transformers", "accelerate")
 
 def record(folder: Path, processes: int) -> None:
     """Append what is known of this session to the run's file."""
-    with (folder / FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(session(processes)) + "\n")
+    try:
+        with (folder / FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(session(processes)) + "\n")
+    except OSError as error:
+        raise NotSaved(f"{folder / FILE} cannot be written: {error}") from error
 
 
 def session(processes: int) -> dict[str, Any]:

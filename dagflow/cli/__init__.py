@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -9,6 +10,7 @@ import typer
 
 from dagflow import RunError, UserError, __version__
 from dagflow.cli.console import complain
+from dagflow.cli.launch import is_launched
 
 USER_ERROR, RUN_ERROR = 2, 1
 
@@ -68,7 +70,11 @@ def complete() -> typer.Typer:
 
 def main() -> None:
     """The `dagflow` command. Exits: 0 done, 1 the run failed, 2 wrong input, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # no character ends a run because it has no code
+            stream.reconfigure(errors="backslashreplace")
     try:
+        _require_folder()
         complete()()
     except UserError as error:
         _complain("Error", error)
@@ -78,7 +84,15 @@ def main() -> None:
         sys.exit(RUN_ERROR)
 
 
+def _require_folder() -> None:
+    """Raise UserError where the folder that this is called in has been deleted."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the current folder exists no more: change to another.") from None
+
+
 def _complain(word: str, error: Exception) -> None:
     """Once: of several processes all know, and the main one says it."""
-    if os.environ.get("RANK", "0") == "0":
+    if not is_launched() or os.environ.get("RANK", "0") == "0":
         complain(word, str(error))

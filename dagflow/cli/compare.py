@@ -12,7 +12,7 @@ from rich.table import Table
 
 from dagflow import RunError, UserError
 from dagflow.cli import names
-from dagflow.cli.console import complain, err, out
+from dagflow.cli.console import complain, err, fact, out
 from dagflow.cli.launch import INTERRUPTED
 from dagflow.cli.options import SettingOption
 from dagflow.cli.train import use
@@ -204,8 +204,8 @@ def _present(done: list[Contest], output: Path) -> None:
     report.write(found, output / "compare.json")
     charts.save(charts.comparison_chart(found), output / "compare.png")
     out.print(_table(found))
-    out.print(f"picture  {output / 'compare.png'}")
-    out.print(f"numbers  {output / 'compare.json'}")
+    fact("picture", output / "compare.png")
+    fact("numbers", output / "compare.json")
 
 
 def _table(found: dict[str, Any]) -> Table:

@@ -17,6 +17,11 @@ def print_whole(table: Table) -> None:
     out.print(table, soft_wrap=False, width=None if out.is_terminal else UNLIMITED)
 
 
+def fact(label: str, value: object) -> None:
+    """One line of a summary, such as where something is; nothing in the value is markup."""
+    out.print(f"{label:<9} {value}", markup=False)
+
+
 def complain(word: str, message: str) -> None:
     """One readable message on stderr."""
     err.print(f"[bold red]{word}:[/bold red] {escape(message)}")

@@ -12,9 +12,9 @@ from rich.table import Table
 
 from dagflow import UserError
 from dagflow.cli import rewards
-from dagflow.cli.console import err, out, print_whole
+from dagflow.cli.console import err, fact, out, print_whole
 from dagflow.cli.options import EvalRewardOption
-from dagflow.cli.report import print_page
+from dagflow.cli.report import write_page
 from dagflow.plugins import Registry, load_plugins
 
 if TYPE_CHECKING:
@@ -76,9 +76,10 @@ def evaluate(
             evaluation = evaluate_checkpoint(prepare(config, registry, display), place.place)
         out.print(f"[bold]{escape(str(place.folder))}[/bold]  {evaluation.numbers['checkpoint']}")
         print_evaluation(evaluation)
-        out.print(f"report    {place.folder / 'report.json'}")
-        out.print(f"pictures  {place.folder / 'samples'}")
-        print_page(place.folder)
+        fact("report", place.folder / "report.json")
+        fact("pictures", place.folder / "samples")
+        if page := write_page(place.folder):
+            fact("page", page)
 
 
 def _with(

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -62,10 +63,11 @@ def as_launched(resolved: Config) -> Config:
     return resolved
 
 
-def launch(machines: Machines, hint: str) -> int:
+def launch(machines: Machines, more: Sequence[str], hint: str) -> int:
     """Run this very command in several processes, and return the exit code of the group.
 
-    `hint` is printed where a process did not say itself why it ended.
+    `more` are words that it did not have. `hint` is printed where a process did not say itself why
+    it ended.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -88,7 +90,7 @@ def launch(machines: Machines, hint: str) -> int:
         signals_to_handle=SIGNALS,
         shutdown_timeout=int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", PATIENCE)),
     )
-    command = ["-m", "dagflow", *sys.argv[1:]]
+    command = ["-m", "dagflow", *sys.argv[1:], *more]
     try:
         elastic_launch(config, entrypoint=sys.executable)(*command)
     except SignalException:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dagflow import UserError
-from dagflow.cli.console import err, out
+from dagflow.cli.console import err, fact
 from dagflow.errors import described
 
 
@@ -56,21 +56,20 @@ def report(
 
     alone = run[0] if len(run) == 1 else Path()
     page = build.write(run, output or alone / build.NAME)
-    out.print(f"page      {page}", markup=False)
+    fact("page", page)
     if open_it:
         webbrowser.open(page.resolve().as_uri())
 
 
-def print_page(folder: Path) -> None:
+def write_page(folder: Path) -> Path | None:
     """Write the page of a run that has ended well, or say why there is none."""
     from dagflow.page import build
 
     try:
-        page = build.write([folder], folder / build.NAME)
+        return build.write([folder], folder / build.NAME)
     except Exception as error:
         err.print(f"There is no page of this run: {described(error)}", markup=False)
-    else:
-        out.print(f"page      {page}", markup=False)
+        return None
 
 
 def _serve(folders: list[Path], host: str, port: int, open_it: bool) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +14,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from dagflow import RunError, UserError
-from dagflow.cli.console import err, out
+from dagflow.cli.console import err, fact, out
 from dagflow.cli.evaluate import print_evaluation
 from dagflow.cli.launch import INTERRUPTED, Machines, as_launched, is_launched, launch
-from dagflow.cli.report import print_page
+from dagflow.cli.report import write_page
 from dagflow.plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -54,20 +55,39 @@ def run(
     pictures: bool | None = None,
 ) -> None:
     """Train. The main process resolves the configuration, and alone prints."""
-    if is_launched():
-        from dagflow.engine.processes import processes
+    with ExitStack() as stack:
 
-        with processes() as group:
-            resolved = group.from_main(lambda: as_launched(resolve()))
+        def with_folder() -> Config:
+            return stack.enter_context(_with_folder(as_launched(resolve())))
+
+        if is_launched():
+            from dagflow.engine.processes import processes
+
+            group = stack.enter_context(processes())
+            resolved = group.from_main(with_folder)
             group.wait_at_most(resolved.machine.patience)
             _train(resolved, group, profile, resumed, pictures)
-        return
-    resolved = resolve()
-    if machines.processes * machines.nodes > 1:
-        raise typer.Exit(launch(machines, _way_on(resolved.output)))
-    from dagflow.engine.processes import ALONE
+        elif machines.processes * machines.nodes > 1:
+            given = resolve().output
+            folder = given or (with_folder().output if machines.node == 0 else "")
+            more = [] if given or not folder else ["--output", folder]
+            raise typer.Exit(launch(machines, more, _way_on(folder or "RUN")))
+        else:
+            from dagflow.engine.processes import ALONE
 
-    _train(resolved, ALONE, profile, resumed, pictures)
+            _train(with_folder(), ALONE, profile, resumed, pictures)
+
+
+@contextmanager
+def _with_folder(resolved: Config) -> Iterator[Config]:
+    """With one of its own, where none was given."""
+    if resolved.output:
+        yield resolved
+        return
+    from dagflow.folder import claimed
+
+    with claimed(f"{'+'.join(resolved.rewards) or 'run'}-{resolved.objective.name}") as folder:
+        yield resolved.model_copy(update={"output": str(folder)})
 
 
 def _train(
@@ -81,6 +101,7 @@ def _train(
 
     from dagflow import train
     from dagflow.cli.display import Display, Silent, profile_table
+    from dagflow.engine import checkpoint
     from dagflow.errors import Interrupted
     from dagflow.prepare import prepare
     from dagflow.profiling import profiled
@@ -99,23 +120,25 @@ def _train(
         except Interrupted:
             if display:
                 display.stop()
-                err.print(f"Interrupted and saved. {_way_on(resolved.output)}")
+                err.print(f"Interrupted and saved. {_way_on(resolved.output)}", markup=False)
             raise typer.Exit(INTERRUPTED) from None
         except torch.OutOfMemoryError as error:
             raise RunError(f"the device is out of memory: {error}") from error
-        except RunError as error:
+        except (RunError, OSError) as error:
+            if not checkpoint.folders(prepared.folder / "checkpoints"):
+                raise
             hint = f"What was done before is saved. {_way_on(resolved.output)}"
             raise RunError(f"{error}\n{hint}") from error
     if not group.is_main:
         return
     _summarise(prepared, outcome)
     if profiles:
-        out.print(f"profile   {profiles.folder}")
+        fact("profile", profiles.folder)
         out.print(profile_table(profiles))
 
 
 def _way_on(folder: str) -> str:
-    return f"Go on with: dagflow train --resume {folder}"
+    return f"Go on with: dagflow train --resume {shlex.quote(folder)}"
 
 
 @contextmanager
@@ -146,21 +169,20 @@ def _stoppable(prints: bool) -> Iterator[Callable[[], bool]]:
 
 
 def _summarise(run: Run, outcome: Outcome) -> None:
-    stopped = outcome.stopped
+    page = write_page(run.folder)  # first: nobody may be there any more to be told
+    stopped, epochs = outcome.stopped, run.config.epochs
     if stopped is not None:
-        out.print(
-            f"stopped   after epoch {stopped.epochs} of {run.config.epochs}: {_why(run, stopped)}"
-        )
+        fact("stopped", f"after epoch {stopped.epochs} of {epochs}: {_why(run, stopped)}")
     if (run.folder / "samples").exists():
-        out.print(f"pictures  {run.folder / 'samples'}")
-    out.print(f"metrics   {run.folder / 'metrics.jsonl'}")
-    kind = "LoRA" if "lora" in run.policy.WEIGHTS_FILE else "weights"
-    out.print(f"{kind:<9} {outcome.checkpoint}")
+        fact("pictures", run.folder / "samples")
+    fact("metrics", run.folder / "metrics.jsonl")
+    fact("LoRA" if "lora" in run.policy.WEIGHTS_FILE else "weights", outcome.checkpoint)
     if run.config.objective.divergence is not None:
-        out.print(f"beta      {outcome.beta:.4g} (found for {run.config.objective.beta})")
+        fact("beta", f"{outcome.beta:.4g} (found for {run.config.objective.beta})")
     if outcome.evaluation is not None:
-        out.print(f"report    {run.folder / 'report.json'}")
-    print_page(run.folder)
+        fact("report", run.folder / "report.json")
+    if page:
+        fact("page", page)
     if outcome.evaluation is not None:
         print_evaluation(outcome.evaluation)
 

@@ -89,7 +89,7 @@ def sample(
     for number, image in enumerate(images):
         pictures.save(pictures.to_pil(image), output / f"{number:04d}.png")
     pictures.save(pictures.grid(images, COLUMNS, texts), output / "grid.png")
-    out.print(f"{len(images)} pictures and grid.png in {output}")
+    out.print(f"{len(images)} pictures and grid.png in {output}", markup=False)
 
 
 def _trained(source: str) -> tuple[Config, Path]:

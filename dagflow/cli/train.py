@@ -173,9 +173,8 @@ def _composed(tree: dict[str, Any], settings: list[str]) -> Config:
 
     config.override(tree, settings)
     resolved = config.resolve(tree)
-    if not resolved.output:
-        resolved = resolved.model_copy(update={"output": _free_directory(resolved)})
-    require_free(Path(resolved.output))
+    if resolved.output:
+        require_free(Path(resolved.output))
     return resolved
 
 
@@ -224,12 +223,3 @@ def use(tree: dict[str, Any], kind: Kind, name: str, registry: Registry) -> None
     if author == item.distribution:
         known |= item.options.keys()
     tree[kind] = {**{key: value for key, value in old.items() if key in known}, "name": name}
-
-
-def _free_directory(resolved: Config) -> str:
-    label = "+".join(resolved.rewards) or "run"
-    stem = f"{label}-{resolved.objective.name}"
-    number = 1
-    while (folder := Path("runs") / f"{stem}-{number:03d}").exists():
-        number += 1
-    return str(folder)

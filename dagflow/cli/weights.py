@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 from dagflow import weights
-from dagflow.cli.console import out, print_whole
+from dagflow.cli.console import fact, out, print_whole
 from dagflow.errors import RunError, UserError, did_you_mean
 from dagflow.plugins import load_plugins
 from dagflow.weights import WeightFile
@@ -58,7 +58,7 @@ def pull(
             weights.check(file, path)
         else:
             path = _pull_with_a_bar(file)
-        out.print(f"here      {escape(str(path))}", soft_wrap=True)
+        fact("here", path)
 
 
 @commands.command()
@@ -71,11 +71,11 @@ def verify(names: Names = None) -> None:
             known = path and weights.check(file, path)
         except UserError as error:
             wrong += 1
-            out.print(f"[bold red]wrong[/bold red]     {escape(str(error))}", soft_wrap=True)
+            out.print(f"[bold red]wrong[/bold red]     {escape(str(error))}")
             continue
-        state = "not here " if not path else "right    " if known else "unchecked"
+        state = "not here" if not path else "right" if known else "unchecked"
         where = path or f"{file.name}, from {file.source}"
-        out.print(f"{state} {escape(str(where))}", soft_wrap=True)
+        fact(state, where)
     if wrong:
         raise RunError(f"{wrong} of the files are not what was published.")
 

@@ -10,6 +10,7 @@ import torch
 
 from dagflow.diffusion.noise import Stream, generator
 from dagflow.errors import PluginError, UserError, blaming
+from dagflow.files import encodes
 from dagflow.types import Prompt, PromptSource
 
 
@@ -30,20 +31,12 @@ def as_prompts(name: str, source: Iterable[Prompt | str]) -> tuple[Prompt, ...]:
             raise PluginError(
                 f"prompts '{name}': item {position} is Prompt({prompt.text!r}), not of a text"
             )
-        if not _encodes(prompt.text):
+        if not encodes(prompt.text):
             raise UserError(f"prompts '{name}': item {position} is no text: {prompt.text!r}.")
         items.append(prompt)
     if not items:
         raise UserError(f"prompts '{name}' is empty.")
     return tuple(items)
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a pair of surrogates
-        return False
-    return True
 
 
 def _items(name: str, source: Iterable[Prompt | str]) -> list[Prompt | str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from dagflow import Objective, ObjectiveFactory, PolicySpec, UserError, hookimpl
@@ -9,9 +10,17 @@ from dagflow import Objective, ObjectiveFactory, PolicySpec, UserError, hookimpl
 CHANNELS = (64, 128, 256, 256)
 
 
+def _require(fits: bool, name: str, value: float, due: str) -> None:
+    if not fits:
+        raise UserError(f"{name} = {value:g}: {due} is due.")
+
+
 def _check_returns(returns: float) -> None:
-    if not 0 <= returns <= 1:
-        raise UserError(f"returns = {returns:g}: a number from 0 to 1 is due.")
+    _require(0 <= returns <= 1, "returns", returns, "a number from 0 to 1")
+
+
+def _check_clip(clip: float) -> None:
+    _require(clip > 0, "clip", clip, "a number above 0")
 
 
 def detailed_balance(
@@ -67,6 +76,9 @@ def kl(
     from dagflow.objectives.balance import KL
 
     _check_returns(returns)
+    _check_clip(clip)
+    if coefficient is not None:
+        _require(0 <= coefficient < math.inf, "coefficient", coefficient, "a number from 0")
     return KL(spec, flow_channels, clip, coefficient, normalise, returns)
 
 
@@ -106,8 +118,7 @@ def subtb(
     from dagflow.objectives.regression import regression
     from dagflow.objectives.trajectory import SubTrajectoryBalance
 
-    if decay <= 0:
-        raise UserError(f"decay = {decay:g}: a number above 0 is due.")
+    _require(0 < decay < math.inf, "decay", decay, "a number above 0")
     return SubTrajectoryBalance(spec, flow_channels, regression(loss), decay)
 
 
@@ -129,6 +140,7 @@ def ddpo(spec: PolicySpec, clip: float = 1e-4) -> Objective:
     """
     from dagflow.objectives.policy_gradient import ClippedPolicyGradient
 
+    _check_clip(clip)
     return ClippedPolicyGradient(clip, grouped=False)
 
 
@@ -138,10 +150,11 @@ def grpo(spec: PolicySpec, clip: float = 1e-4, kl_coefficient: float = 0.0) -> O
     clip: the importance ratio is held within 1 +- clip. kl_coefficient: from 0, of a penalty on
     leaving the base model.
     """
-    if kl_coefficient < 0:
-        raise UserError(f"kl_coefficient = {kl_coefficient:g}: a number from 0 is due.")
     from dagflow.objectives.policy_gradient import ClippedPolicyGradient
 
+    _check_clip(clip)
+    due = "a number from 0"
+    _require(0 <= kl_coefficient < math.inf, "kl_coefficient", kl_coefficient, due)
     return ClippedPolicyGradient(clip, grouped=True, kl_coefficient=kl_coefficient)
 
 

@@ -132,6 +132,34 @@ BAD_INPUT = {
         ["train", "-s", "objective.beta=nan"],
         "objective.beta: nan is neither a number",
     ),
+    "infinite": (["train", "-s", "objective.beta=inf"], "objective.beta: inf is neither a number"),
+    "option not a number": (
+        ["train", "-s", "objective.clip=nan"],
+        "objective 'kl', option 'clip': nan is no number.",
+    ),
+    "clip below 0": (["train", "-s", "objective.clip=-0.5"], "clip = -0.5: a number above 0"),
+    "away from the target": (
+        ["train", "-s", "objective.coefficient=-1"],
+        "coefficient = -1: a number from 0 is due",
+    ),
+    "clip of ddpo": (["train", "--objective", "ddpo", "-s", "objective.clip=0"], "clip = 0: a nu"),
+    "infinite penalty": (
+        ["train", "--objective", "grpo", "-s", "objective.kl_coefficient=inf"],
+        "kl_coefficient = inf: a number from 0 is due",
+    ),
+    "infinite decay": (
+        ["train", "--objective", "subtb", "-s", "objective.decay=inf"],
+        "decay = inf: a number above 0 is due",
+    ),
+    "divergence out of reach": (
+        [
+            *("train", "world-1d", "--objective", "rtb", "-s", "objective.beta=auto:KL=8"),
+            *("-s", "rollout.samples_per_epoch=32", "-s", "update.batch_size=32"),
+        ],
+        "the first epoch's 32 images of 1 prompt can show 3.47 nats at most",
+    ),
+    "output is a link": (["train", "--output", "link"], "'link' is a link that leads nowhere"),
+    "output is no text": (["train", "--output", "a\udcff"], r"'a\udcff' is no name in UTF-8"),
     "too many steps": (
         ["train", "-s", "rollout.num_inference_steps=1000"],
         "1000 inference steps are too many",
@@ -150,9 +178,10 @@ def test_bad_input_gets_one_message_and_writes_nothing(
         (tmp_path / folder).mkdir()
         (tmp_path / folder / file).write_text("[rewards.jpeg-compressibility]\n")
     (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("nowhere")
 
     def content() -> dict[Path, bytes]:
-        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        return {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
 
     before = content()
     done = dagflow(*arguments, COLUMNS="200")
@@ -160,6 +189,57 @@ def test_bad_input_gets_one_message_and_writes_nothing(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert content() == before
+
+
+WORLD = (
+    *("train", "world-1d", "-s", "epochs=1", "-s", "rollout.samples_per_epoch=32"),
+    *("-s", "update.batch_size=32", "-s", "evaluate.images=20"),
+)
+
+
+def test_a_folder_may_have_any_name_and_a_terminal_any_code(dagflow, tmp_path: Path) -> None:
+    name = "a [/b] [red]\u00fc"
+    done = dagflow(*WORLD, "--output", name, LC_ALL="C", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
+    assert r"page      a [/b] [red]\xfc/report.html" in done.stdout
+    assert (tmp_path / name / "report.html").exists()
+    again = dagflow(*WORLD, "--output", name)
+    assert f"--resume '{name}'`" in again.stderr
+    resumed = dagflow("train", "--resume", name)
+    assert resumed.returncode == 0, resumed.stderr
+
+
+def test_runs_that_begin_together_get_a_folder_each(tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("dagflow")), *WORLD]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    both = [subprocess.Popen(command, cwd=tmp_path, env=environment) for _ in range(2)]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    pages = sorted(tmp_path.glob("runs/*/report.html"))
+    assert [page.parent.name[-4:] for page in pages] == ["-001", "-002"]
+
+
+def test_the_page_is_there_though_nobody_reads_where(tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("dagflow")), *WORLD, "--output", "run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    process.wait(timeout=120)
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_rank_that_no_launcher_gave_silences_nothing(dagflow) -> None:
+    done = dagflow("train", "nosuch", RANK="1")
+    assert (done.returncode, "no recipe or file 'nosuch'" in done.stderr) == (2, True)
+
+
+def test_a_folder_that_is_gone_is_said(tmp_path: Path) -> None:
+    command = str(Path(sys.executable).with_name("dagflow"))
+    (tmp_path / "gone").mkdir()
+    script = f"cd gone; rmdir ../gone; exec {command} train"
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "the current folder exists no more" in done.stderr) == (2, True)
 
 
 def test_list_plugins_names_everything_and_speaks_json(dagflow) -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dagflow import Prompt, UserError
+from dagflow import Prompt, RunError
 from dagflow.engine.temperature import beta_for_divergence, log_weights, temperature
 from dagflow.evaluate import Sampler
 from dagflow.policies.world import WorldPolicy
@@ -74,8 +74,8 @@ def test_a_prompt_whose_rewards_are_close_counts_as_any_other() -> None:
 
 
 def test_a_divergence_that_so_few_images_cannot_show_is_refused() -> None:
-    with pytest.raises(UserError, match="at most") as caught:
+    with pytest.raises(RunError, match="at most") as caught:
         beta_for_divergence(torch.arange(8.0), [Prompt("a")] * 8, 3.0)
     assert f"{math.log(8):.2f} at most" in str(caught.value)
-    with pytest.raises(UserError, match=r"0\.00 at most"):
+    with pytest.raises(RunError, match=r"0\.00 at most"):
         beta_for_divergence(torch.ones(8), [Prompt("a")] * 8, 0.1)

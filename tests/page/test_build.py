@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dagflow import UserError
-from dagflow.cli.report import print_page
+from dagflow.cli.report import write_page
 from dagflow.page.build import build, write
 from dagflow.page.charts import curves
 from dagflow.page.read import read
@@ -289,7 +289,7 @@ def test_a_run_that_ended_well_is_not_spoilt_by_its_page(
 ) -> None:
     folder = copy(run, tmp_path / "run")
     (folder / "report.html").mkdir()
-    print_page(folder)
+    write_page(folder)
     said = capfd.readouterr()
     assert said.out == ""
     assert "There is no page of this run: UserError:" in said.err
