@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from dagflow.errors import UserError, did_you_mean
+from dagflow.files import encodes
 from dagflow.types import LogDensity, Potential
 
 Tracker = Literal["tensorboard", "trackio", "wandb"]
@@ -362,11 +363,25 @@ def _toml_value(text: str) -> Any:
 
 def resolve(tree: Mapping[str, Any]) -> Config:
     """Check a tree and fill in defaults. Raises UserError with one line per mistake."""
+    _require_text("", tree)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         lines = [_explain(detail) for detail in error.errors()]
         raise UserError("\n".join(lines)) from None
+
+
+def _require_text(path: str, value: Any) -> None:
+    """Raise UserError for what no file in UTF-8 could hold."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _require_text(path, key)
+            _require_text(f"{path}.{key}" if path else str(key), inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _require_text(path, inner)
+    elif isinstance(value, str) and not encodes(value):
+        raise UserError(f"{path} = {value!r}: this is no text in UTF-8.")
 
 
 def _explain(detail: Any) -> str:

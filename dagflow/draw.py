@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dagflow.diffusion.noise import Stream
 from dagflow.engine.rollout import ignore
+from dagflow.engine.scoring import require_finite
 from dagflow.evaluate import Sampler
 from dagflow.policies.policy import Policy
 from dagflow.policies.stable_diffusion import StableDiffusionPolicy
@@ -32,7 +33,7 @@ def draw(
     `torch.Generator().manual_seed(seed + k)`, which gives the first latents and then the noise of
     each step. Others are drawn by the engine's rollout, from noise of (seed, k). `progress` is told
     the number of images that advanced by a step. Raises UserError for a number of steps that
-    cannot be.
+    cannot be, and RunError for pictures that are not finite.
     """
     path = policy.path(num_inference_steps).on(policy.device)
     if not isinstance(policy, StableDiffusionPolicy):
@@ -56,6 +57,7 @@ def draw(
             output_type="pt",
             callback_on_step_end=after_step,
         )
+        require_finite(done.images)
         parts.append(done.images.float().cpu())
     return torch.cat(parts)
 

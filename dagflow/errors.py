@@ -83,6 +83,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def require_empty(output: Path) -> None:
-    """Raise UserError unless the folder is empty, or does not exist."""
+    """Raise UserError unless the folder is empty, or does not exist and could be made."""
+    above = next(folder for folder in output.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"'{above}' is a file: no folder can be made in it. Give another --output.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"'{output}' exists and is not empty. Give another --output.")

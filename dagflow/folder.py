@@ -17,7 +17,7 @@ from dagflow.config import Config
 from dagflow.config_file import dump
 from dagflow.engine import checkpoint
 from dagflow.errors import UserError
-from dagflow.files import encodes, unfinished, whole
+from dagflow.files import unfinished, whole
 from dagflow.policies.policy import Policy
 from dagflow.recipe import read_recipe
 
@@ -29,8 +29,6 @@ LOCK = ".lock"
 
 def require_free(folder: Path) -> None:
     """Raise UserError unless a run can begin in this folder: it does not exist or is empty."""
-    if not encodes(str(folder)):
-        raise UserError(f"{str(folder)!r} is no name in UTF-8. Give another --output.")
     if (folder / CONFIG).is_file():
         raise UserError(
             f"'{folder}' holds a run already. Go on with `dagflow train --resume "

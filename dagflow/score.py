@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -68,8 +68,8 @@ def score_files(
 ) -> Iterator[Scored]:
     """Score pictures with their prompts, neighbours of one size together.
 
-    Transparency is dropped, as the originals of the rewards do. A file that cannot be read is left
-    out, and why goes into `unreadable`. Raises what `ask` raises.
+    Transparency is dropped, as the originals of the rewards do; EXIF orientation is heeded. A file
+    that cannot be read is left out, and why goes into `unreadable`. Raises what `ask` raises.
     """
     for _, group in groupby(_readable(pictures, unreadable), key=lambda item: item[2].shape):
         for batch in _batches(group, batch_size):
@@ -104,7 +104,7 @@ def _read(path: Path) -> Tensor:
         if picture.mode in DEEP:
             grey = torch.from_numpy(np.asarray(picture).astype(np.float32) / (2**16 - 1))
             return grey.expand(3, -1, -1)
-        pixels: Tensor = pil_to_tensor(picture.convert("RGB"))
+        pixels: Tensor = pil_to_tensor(ImageOps.exif_transpose(picture).convert("RGB"))
     normalised: Tensor = pixels.float().div(255)
     return normalised
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, PNDMScheduler
 
-from dagflow import Prompt
+from dagflow import Prompt, RunError
 from dagflow.config import LoraTable
 from dagflow.draw import draw, generator
 from dagflow.engine.rollout import rollout
@@ -58,6 +58,12 @@ def test_a_picture_depends_on_its_number_and_not_on_its_batch(
     torch.testing.assert_close(draw(policy, TEXTS, STEPS, 2, SEED), together, rtol=0, atol=1e-4)
     shifted = draw(policy, TEXTS[1:], STEPS, 3, SEED + 1)
     torch.testing.assert_close(shifted, together[1:], rtol=0, atol=1e-4)
+
+
+def test_what_is_no_picture_is_not_drawn(policy: StableDiffusionPolicy) -> None:
+    next(iter(policy.parameters())).data.fill_(float("nan"))
+    with pytest.raises(RunError, match="pictures that are not finite"):
+        draw(policy, TEXTS, STEPS, 3, SEED)
 
 
 def test_whatever_the_models_own_scheduler_ddim_draws(policy: StableDiffusionPolicy) -> None:

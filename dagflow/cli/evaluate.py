@@ -98,7 +98,7 @@ def _with(
     table = tree["evaluate"]
     table["images"] = images or table["images"] or 64
     table["features"] = features or table["features"]
-    more = rewards.tables(eval_rewards, registry)
+    more = rewards.tables(eval_rewards, registry, "--eval-reward", "it is measured alone")
     if trained := [label for label in more if label in tree["rewards"]]:
         raise UserError(
             f"--eval-reward {trained[0]}: '{folder}' was trained on it; it is measured."

@@ -49,10 +49,12 @@ def export(
     require_empty(folder)
     from dagflow import export as exporting
     from dagflow.card import Wishes
+    from dagflow.engine.prompts import as_prompts
 
+    given = tuple(each.text for each in as_prompts("--prompt", prompt)) if prompt else ()
     trained = exporting.find(place.folder, place.place, lambda text: complain("Note", text))
     registry = load_plugins()
-    prompts = tuple(prompt or ()) or exporting.example_prompts(trained.config, registry)
+    prompts = given or exporting.example_prompts(trained.config, registry)
     wishes = Wishes(prompts, fuse, base_model, license_id)
     files = exporting.export(trained, wishes, registry, folder, draw)
     out.print(f"{trained.checkpoint.name} of {place.folder} in {folder}:", markup=False)

@@ -10,20 +10,25 @@ from dagflow import UserError
 from dagflow.plugins import Registry
 
 
-def tables(texts: Iterable[str], registry: Registry) -> dict[str, dict[str, Any]]:
+def tables(
+    texts: Iterable[str], registry: Registry, option: str = "--reward", unweighted: str = ""
+) -> dict[str, dict[str, Any]]:
     """The table of each reward under its label.
 
     ARGUMENT is the value of the reward's first option, as the URL in `remote:URL`; the label is
     then made from both. Raises UserError for a weight that is no number, for an argument of a
-    reward without options, and for a reward that is given twice.
+    reward without options, for a reward that is given twice, and where it is said why nothing is
+    weighted, for any weight.
     """
     result: dict[str, dict[str, Any]] = {}
     for text in texts:
         name, argument, weight = _parts(text)
+        if weight is not None and unweighted:
+            raise UserError(f"{option} {text}: {unweighted}; a weight has no place.")
         table: dict[str, Any] = {} if weight is None else {"weight": weight}
         label = name
         if argument is None and name in result:
-            raise UserError(f"--reward {name} is given twice.")
+            raise UserError(f"{option} {name} is given twice.")
         if argument is not None:
             label = _free(_label(name, argument), result)
             table = {"name": name, _first_option(name, registry): argument, **table}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,20 +63,26 @@ def sample(
     Example: dagflow sample runs/jpeg-compressibility-kl-001 --prompt "a cat" -n 8 --output cats
     """
     require_empty(output)
+    if guidance_scale == math.inf:
+        raise UserError("--guidance-scale inf: a finite number is due.")
     from dagflow.draw import draw
     from dagflow.engine import pictures
+    from dagflow.engine.prompts import as_prompts
     from dagflow.policies.loading import default_device, load_policy
 
+    given = as_prompts("--prompt", prompt)
     config, folder = _trained(source)
     scale = config.rollout.guidance_scale if guidance_scale is None else guidance_scale
     steps = num_inference_steps or config.rollout.num_inference_steps
     policy = load_policy(model or config.model, config.dtype, default_device(), scale)
     if not (folder / policy.WEIGHTS_FILE).is_file():
+        if folder != Path(source):
+            raise UserError(f"'{source}' is a run of another kind of model than '{model}'.")
         raise UserError(
             f"'{source}' is neither a run directory nor a folder with {policy.WEIGHTS_FILE}."
         )
     policy.load_weights(folder)
-    texts = [text for text in prompt for _ in range(count)]
+    texts = [each.text for each in given for _ in range(count)]
     with Progress(console=err, transient=True, disable=not err.is_terminal) as bars:
         task = bars.add_task("sampling", total=len(texts) * policy.path(steps).steps)
         images = draw(

@@ -84,7 +84,8 @@ def _scored(
     found = find_pictures(images)
     texts = [prompt if prompt is not None else prompt_beside(path) for path in found]
     if bare := texts.count(None):
-        err.print(f"{bare} pictures have neither --prompt nor a .txt beside them: scored without.")
+        some, it = ("1 picture has", "it") if bare == 1 else (f"{bare} pictures have", "them")
+        err.print(f"{some} neither --prompt nor a .txt beside {it}: scored without.")
     weighted, device = _place(makers)
     pictures = [(path, text or "") for path, text in zip(found, texts, strict=True)]
     unreadable: list[str] = []
@@ -112,9 +113,7 @@ def _makers(texts: Sequence[str], settings: Sequence[str]) -> dict[str, Callable
     from dagflow import config
 
     registry = load_plugins()
-    tables = rewards.tables(texts, registry)
-    if weighted := [label for label, table in tables.items() if "weight" in table]:
-        raise UserError(f"--reward {weighted[0]}: scores are raw here; a weight has no place.")
+    tables = rewards.tables(texts, registry, unweighted="scores are raw here")
     labels = list(tables)
     config.override(tables, settings)
     if unasked := [label for label in tables if label not in labels]:

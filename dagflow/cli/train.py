@@ -144,7 +144,7 @@ def compose(
     if reward:
         tree["rewards"] = rewards.tables(reward, registry)
     if eval_reward:
-        measured = rewards.tables(eval_reward, registry)
+        measured = rewards.tables(eval_reward, registry, "--eval-reward", "it is measured alone")
         evaluate = tree.get("evaluate", {})
         if not isinstance(evaluate, dict):
             raise UserError(f"evaluate = {evaluate!r}: a table is due.")

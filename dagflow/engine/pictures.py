@@ -14,6 +14,7 @@ from dagflow.files import whole
 GAP = 4
 LEAST_SIDE = 96  # smaller pictures are magnified, so that they can be looked at
 CAPTION = 16
+LONGEST = 1000  # characters of a caption that are looked at; no picture is so wide
 
 
 def to_pil(image: Tensor) -> Image.Image:
@@ -86,7 +87,7 @@ def _fitting(
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
     width: int,
 ) -> str:
-    text = " ".join(text.split())
+    text = " ".join(text[:LONGEST].split())
     if draw.textlength(text, font) <= width:
         return text
     fits, too_long = 0, len(text)

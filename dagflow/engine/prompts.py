@@ -17,7 +17,7 @@ from dagflow.types import Prompt, PromptSource
 def as_prompts(name: str, source: Iterable[Prompt | str]) -> tuple[Prompt, ...]:
     """What a prompt source holds, as prompts.
 
-    Raises UserError if it is empty or holds what no UTF-8 can say, PluginError if an item is
+    Raises UserError if it is empty or holds what is no text in UTF-8, PluginError if an item is
     neither a text nor a `Prompt`.
     """
     items = []
@@ -31,8 +31,8 @@ def as_prompts(name: str, source: Iterable[Prompt | str]) -> tuple[Prompt, ...]:
             raise PluginError(
                 f"prompts '{name}': item {position} is Prompt({prompt.text!r}), not of a text"
             )
-        if not encodes(prompt.text):
-            raise UserError(f"prompts '{name}': item {position} is no text: {prompt.text!r}.")
+        if not encodes(prompt.text) or "\0" in prompt.text:
+            raise UserError(f"prompts '{name}': item {position} is no text: {prompt.text[:80]!r}.")
         items.append(prompt)
     if not items:
         raise UserError(f"prompts '{name}' is empty.")

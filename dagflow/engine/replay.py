@@ -182,7 +182,8 @@ def _given(folder: Path, place: str, line: str, policy: Policy, size: tuple[int,
         record = json.loads(line)
         name, text = record["file_name"], record["text"]
         with Image.open(folder / name) as picture:
-            fitted = ImageOps.fit(picture.convert("RGB"), size, Image.Resampling.BICUBIC)
+            upright = ImageOps.exif_transpose(picture).convert("RGB")
+            fitted = ImageOps.fit(upright, size, Image.Resampling.BICUBIC)
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise UserError(
             f'{place}: {error}. A line {{"file_name": ..., "text": ...}} is due, with a picture.'

@@ -182,7 +182,8 @@ def _ask(item: WeightedReward, images: Tensor, prompts: Sequence[Prompt]) -> Ten
         raise PluginError(
             f"reward '{item.label}' changed the images in place, which others are to see too"
         )
-    if not isinstance(values, Tensor) or values.shape != (len(images),) or values.is_sparse:
+    shaped = isinstance(values, Tensor) and values.shape == (len(images),)
+    if not shaped or values.is_sparse or values.is_complex():
         got = _form(values)
         raise PluginError(
             f"reward '{item.label}' returned {got}; a tensor of shape ({len(images)},) is due"
@@ -195,6 +196,8 @@ def _ask(item: WeightedReward, images: Tensor, prompts: Sequence[Prompt]) -> Ten
 def _form(values: object) -> str:
     if not isinstance(values, Tensor):
         return type(values).__name__
+    if values.is_complex():
+        return "complex numbers"
     return "a sparse tensor" if values.is_sparse else str(tuple(values.shape))
 
 

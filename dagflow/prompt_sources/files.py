@@ -29,7 +29,9 @@ def read_prompts(path: str) -> list[Prompt]:
         return from_items(f"'{path}'", reader(file))
     except OSError as error:
         raise UserError(f"'{path}' cannot be read: {error.strerror or error}.") from None
-    except (ValueError, RecursionError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"'{path}' is not in UTF-8: {error}. Save it as UTF-8.") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"'{path}' is not a {file.suffix} file: {error}.") from None
 
 
@@ -76,7 +78,15 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
 
 def _read_csv(file: Path) -> Iterator[tuple[int, Any]]:
     with file.open(encoding="utf-8-sig", newline="") as lines:
-        yield from enumerate(csv.DictReader(lines), 2)
+        reader = csv.DictReader(lines, strict=True)
+        try:
+            names = [name.lower() for name in reader.fieldnames or ()]
+            if twice := [name for name in names if name in COLUMNS and names.count(name) > 1]:
+                raise UserError(f"'{file}' has several columns named {twice[0]}.")
+            yield from enumerate(reader, 2)
+        except csv.Error as error:
+            hint = 'Is a " missing? A text that holds one is written "so: ""quoted"""'
+            raise UserError(f"'{file}', after line {reader.line_num}: {error}. {hint}.") from None
 
 
 def _read_json(file: Path) -> Iterator[tuple[int, Any]]:
@@ -102,8 +112,8 @@ def _read_parquet(file: Path) -> Iterator[tuple[int, Any]]:
         raise UserError(f"'{file}': .parquet needs pyarrow. Try: pip install pyarrow") from None
     try:
         return enumerate(parquet.read_table(file).to_pylist(), 1)
-    except ArrowException as error:
-        raise UserError(f"'{file}' is not a .parquet file: {error}") from None
+    except (ArrowException, OverflowError) as error:  # OverflowError: dates that Python has not
+        raise UserError(f"'{file}' cannot be read: {error}") from None
 
 
 READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {

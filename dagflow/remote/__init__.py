@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from dagflow import Reward, RewardFactory, hookimpl
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def remote(
     url: str,
     *,
     token_file: str = "",
-    connect_timeout: float = 5.0,
-    read_timeout: float = 120.0,
-    retries: int = 6,
-    backoff: float = 1.0,
-    in_flight: int = 4,
-    batch: int = 0,
+    connect_timeout: Seconds = 5.0,
+    read_timeout: Seconds = 120.0,
+    retries: NonNegativeInt = 6,
+    backoff: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0,
+    in_flight: PositiveInt = 4,
+    batch: NonNegativeInt = 0,
 ) -> Reward:
     """A reward that `dagflow serve` offers at a URL; `remote:URL` for short.
 
@@ -36,9 +40,9 @@ def remote(
 def isolated(
     target: str,
     *,
-    start_timeout: float = 600.0,
-    read_timeout: float = 600.0,
-    restarts: int = 2,
+    start_timeout: Seconds = 600.0,
+    read_timeout: Seconds = 600.0,
+    restarts: NonNegativeInt = 2,
     **options: Any,
 ) -> Reward:
     """A reward in another virtual environment; `isolated:NAME@VENV` for short.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx2
 import torch
+from pydantic import PositiveInt, TypeAdapter, ValidationError
 from torch import Tensor
 
 from dagflow import PluginError, Prompt, UserError, __version__
@@ -22,6 +23,7 @@ logger = logging.getLogger("dagflow.remote")
 
 TOKEN_VARIABLE = "DAGFLOW_TOKEN"
 MAX_BACKOFF = 30.0  # seconds
+NOT_NOW = (429, 502, 503, 504)  # what servers say of themselves, and proxies of them
 PIECE = 2**18  # bytes
 
 
@@ -41,16 +43,18 @@ class Patience:
     @property
     def delays(self) -> list[float]:
         """The waits between attempts: doubling, and the same in every run."""
-        return [min(self.backoff * 2**k, MAX_BACKOFF) for k in range(self.retries)]
+        return [min(self.backoff * 2.0 ** min(k, 99), MAX_BACKOFF) for k in range(self.retries)]
 
 
 @dataclass(frozen=True)
 class Offer:
     """What a server said of itself."""
 
+    dagflow: str
+    wire: int
     serves: str
-    max_images: int
-    max_bytes: int
+    max_images: PositiveInt
+    max_bytes: PositiveInt
 
 
 class RemoteReward:
@@ -75,8 +79,6 @@ class RemoteReward:
         batch: int = 0,
         moved: Callable[[], str] | None = None,
     ) -> None:
-        if in_flight < 1 or batch < 0 or patience.retries < 0:
-            raise UserError("in_flight is at least 1, batch and retries at least 0.")
         self._url = checked_url(url)
         self._moved = moved or (lambda: self._url)
         self._patience, self._in_flight, self._batch = patience, in_flight, batch
@@ -151,10 +153,10 @@ class RemoteReward:
                 content=pieces(payload),
                 headers={"content-length": str(len(payload))},
             )
-        except httpx2.TransportError as error:
+        except (httpx2.TransportError, httpx2.DecodingError) as error:
             reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             raise Unreachable(f"no answer from the server at {self._url} ({reason})") from error
-        if answer.status_code == 503:
+        if answer.status_code in NOT_NOW:
             _, message = error_of(answer.status_code, answer.content)
             raise Unreachable(f"the server at {self._url} is not ready: {message}")
         if answer.status_code != 200:
@@ -198,15 +200,14 @@ def read_token(file: str) -> str:
 def read_offer(content: bytes, url: str) -> Offer:
     """What a server's /ready says. Raises UserError if it is none of ours, or of another age."""
     try:
-        state = json.loads(content)
-        version, theirs = state["wire"], state["dagflow"]
-        offer = Offer(state["serves"], state["max_images"], state["max_bytes"])
-    except (ValueError, KeyError, TypeError):
+        offer = TypeAdapter(Offer).validate_json(content, strict=True)
+    except ValidationError:
         raise UserError(f"what answers at {url} is not `dagflow serve`.") from None
-    if version != wire.WIRE_VERSION:
+    if offer.wire != wire.WIRE_VERSION:
         raise UserError(
-            f"the server at {url} (dagflow {theirs}) speaks wire version {version}, this dagflow "
-            f"({__version__}) version {wire.WIRE_VERSION}. Install the same dagflow on both sides."
+            f"the server at {url} (dagflow {offer.dagflow}) speaks wire version {offer.wire}, this "
+            f"dagflow ({__version__}) version {wire.WIRE_VERSION}. Install the same dagflow on "
+            f"both sides."
         )
     return offer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -81,13 +82,16 @@ def create_app(worker: Worker, serves: str, token: str, limits: Limits) -> Starl
         size = _length(request, limits.max_bytes)
         if not worker.ready:
             raise WireError(503, "loading", "the reward is still loading")
-        async with gate.admit(size):
-            payload = await _read(request, limits.body_timeout)
-            images, prompts = await asyncio.to_thread(
-                wire.decode_request, payload, limits.max_images
-            )
-            del payload
-            scores = await _scores(worker, request, images, prompts)
+        try:
+            async with gate.admit(size):
+                payload = await _read(request, limits.body_timeout)
+                images, prompts = await asyncio.to_thread(
+                    wire.decode_request, payload, limits.max_images
+                )
+                del payload
+                scores = await _scores(worker, request, images, prompts)
+        except asyncio.CancelledError:  # the end of the server's own patience with what is in hand
+            raise WireError(503, "stopping", "the server is stopping") from None
         return Response(wire.encode_scores(scores, serves), media_type=wire.CONTENT_TYPE)
 
     return Starlette(
@@ -171,8 +175,9 @@ async def _refuse(request: Request, error: Exception) -> Response:
                 pass
     except (TimeoutError, ClientDisconnect, RuntimeError):
         pass
-    body = {"error": {"kind": error.kind, "message": error.message}}
-    return JSONResponse(body, error.status, headers={"connection": "close"})
+    body = json.dumps({"error": {"kind": error.kind, "message": error.message}})  # in ASCII
+    headers = {"connection": "close"}
+    return Response(body, error.status, headers, media_type="application/json")
 
 
 async def _nobody_listens(request: Request, error: Exception) -> Response:

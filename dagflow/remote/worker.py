@@ -77,10 +77,15 @@ def score(reward: Reward, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
     except BaseException as error:  # a library's own kind of panic is none of ours
         reason = f"{type(error).__name__}: {error}"
         raise PluginError(f"raised {reason} for {_name(prompts)}") from error
-    if not isinstance(values, Tensor) or values.shape != (len(images),):
-        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise PluginError(f"returned {got}; a tensor of shape ({len(images)},) is due")
+    if not isinstance(values, Tensor) or values.shape != (len(images),) or values.is_complex():
+        raise PluginError(f"returned {_form(values)}; a tensor of shape ({len(images)},) is due")
     return values.detach().to("cpu", torch.float32)
+
+
+def _form(values: object) -> str:
+    if not isinstance(values, Tensor):
+        return type(values).__name__
+    return "complex numbers" if values.is_complex() else str(tuple(values.shape))
 
 
 def _name(prompts: Sequence[Prompt]) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import keyword
 import re
 import tempfile
+from contextlib import suppress
 from importlib import resources
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ def words_for(distribution: str, kind: str) -> dict[str, Any]:
     """What the templates call things, from the name of the distribution.
 
     Raises UserError for a name that no distribution can have, or whose module could not be
-    imported or would hide another.
+    imported or would hide another, and for that of a distribution that is installed.
     """
     if not DISTRIBUTION.fullmatch(distribution):
         raise UserError(
@@ -36,6 +39,11 @@ def words_for(distribution: str, kind: str) -> dict[str, Any]:
     if importlib.util.find_spec(module) is not None:
         raise UserError(
             f"'{distribution}' would hide an installed module called '{module}'. Choose another."
+        )
+    with suppress(PackageNotFoundError):
+        installed = importlib.metadata.distribution(distribution).metadata["Name"]
+        raise UserError(
+            f"'{distribution}' would replace the installed '{installed}'. Choose another."
         )
     prefix = next((start for start in PREFIXES if distribution.lower().startswith(start)), "")
     plugin = re.sub(r"[-_.]+", "-", distribution[len(prefix) :]).lower()

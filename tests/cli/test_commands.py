@@ -159,12 +159,29 @@ BAD_INPUT = {
         "the first epoch's 32 images of 1 prompt can show 3.47 nats at most",
     ),
     "output is a link": (["train", "--output", "link"], "'link' is a link that leads nowhere"),
-    "output is no text": (["train", "--output", "a\udcff"], r"'a\udcff' is no name in UTF-8"),
+    "output is no text": (
+        ["train", "--output", "a\udcff"],
+        r"output = 'a\udcff': this is no text in UTF-8",
+    ),
     "too many steps": (
         ["train", "-s", "rollout.num_inference_steps=1000"],
         "1000 inference steps are too many",
     ),
     "sample of nothing": (["sample", "none", "--prompt", "x"], "neither a run directory nor"),
+    "prompt is no text": (["sample", "other", "--prompt", "a\udcff"], "item 0 is no text"),
+    "card's prompt is no text": (["export", "other", "--prompt", "a\udcff"], "item 0 is no text"),
+    "no guidance": (
+        ["sample", "other", "--prompt", "x", "--guidance-scale", "inf"],
+        "--guidance-scale inf: a finite number is due",
+    ),
+    "output in a file": (
+        ["sample", "other", "--prompt", "x", "--output", "file/drawn"],
+        "file' is a file: no folder can be made in it",
+    ),
+    "weight of what is measured": (
+        ["train", "--eval-reward", "jpeg-incompressibility=5"],
+        "--eval-reward jpeg-incompressibility=5: it is measured alone; a weight has no place",
+    ),
     "no prompt": (["sample", "other"], "Missing option"),
     "no such command": (["trian"], "No such command"),
 }

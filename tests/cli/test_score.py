@@ -96,6 +96,8 @@ def test_a_score_depends_on_the_picture_alone(dagflow, pictures: Path) -> None:
          "-s jpeg-compressibility.name=3: which option of it?"),
         (["pictures", "--reward", "jpeg-compressibility", "--reward", "jpeg-compressibility"],
          "--reward jpeg-compressibility is given twice"),
+        (["pictures", "--reward", "remote:http://[::1]:9", "-s", "remote-1-9.backoff=-1"],
+         "option 'backoff': -1 will not do"),
         (["", "--reward", "jpeg-compressibility"], "'' names no picture"),
         (["pictures", "--reward", "jpeg"], "Did you mean 'jpeg-"),
         (["pictures", "--reward", "jpeg-compressibility", "-s", "jpg.quality=3"],
@@ -142,6 +144,18 @@ def test_deep_grey_pictures_keep_their_shades(pictures: Path) -> None:
     Image.fromarray(np.ones((2, 2), dtype=np.float32)).save(pictures / "real.tiff")
     with pytest.raises(ValueError, match="which of its numbers is white"):
         _read(pictures / "real.tiff")
+
+
+def test_a_photograph_is_seen_as_it_was_held(tmp_path: Path) -> None:
+    from dagflow.score import _read
+
+    pixels = np.zeros((2, 3, 3), dtype=np.uint8)
+    pixels[0, 0] = 255
+    turned = Image.fromarray(np.rot90(pixels, 2).copy())
+    exif = Image.Exif()
+    exif[0x0112] = 3  # orientation: upside down
+    turned.save(tmp_path / "turned.png", exif=exif)
+    assert (_read(tmp_path / "turned.png").permute(1, 2, 0) * 255).tolist() == pixels.tolist()
 
 
 LOUD = """

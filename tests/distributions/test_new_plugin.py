@@ -66,6 +66,8 @@ def test_a_name_that_is_installed_already_is_refused(dagflow, tmp_path: Path) ->
         ("torch", "hide an installed module"),
         ("DagFlow", "hide an installed module"),
         ("dagflow.rewards", "hide an installed module"),
+        ("dagflow-align", "replace the installed 'dagflow-align'"),
+        ("pyyaml", "replace the installed 'PyYAML'"),
     ],
 )
 def test_a_name_that_cannot_work_is_refused(name: str, message: str) -> None:

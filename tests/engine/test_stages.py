@@ -170,6 +170,7 @@ def raising(error: type[BaseException]) -> Callable[..., Any]:
             r"raised ZeroDivisionError: division by zero \(.*test_stages\.py, line \d+\)",
         ),
         (lambda images, prompts: torch.zeros(2).to_sparse(), "returned a sparse tensor"),
+        (lambda images, prompts: torch.zeros(2) * 1j, "returned complex numbers"),
         (lambda images, prompts: images.sub_(0.5).mean((1, 2, 3)), "changed the images in place"),
         (lambda images, prompts: images[:, 0].mul_(2).mean((1, 2)), "changed the images in place"),
         (raising(Panic), "raised Panic"),

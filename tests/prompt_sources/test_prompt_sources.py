@@ -187,13 +187,29 @@ def test_public_lists_are_read() -> None:
         ("a.json", "9" * 5000, "is not a .json file"),
         ("a.json", "[" * 100_000, "is not a .json file"),
         ("a.jsonl", '"a cat"\n\n3', r"a.jsonl', item 3: no text"),
-        ("a.parquet", "x", r"is not a .parquet file"),
+        ("a.parquet", "x", r"a.parquet' cannot be read"),
+        (
+            "a.csv",
+            'prompt\nfirst\n"a cat\na dog\n',
+            'after line 2: unexpected end of data. Is a " m',
+        ),
+        ("a.csv", "prompt,Prompt\na,b\n", "several columns named prompt"),
+        ("a.txt", "a c\udce4t", "is not in UTF-8.* Save it as UTF-8"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, name: str, content: str, message: str) -> None:
     file = tmp_path / name
-    file.write_text(content)
+    file.write_text(content, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(UserError, match=message):
+        read_prompts(str(file))
+
+
+def test_dates_that_python_has_not_are_the_files(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    dates = arrow.array([10**16], arrow.timestamp("ms"))
+    file = tmp_path / "a.parquet"
+    parquet.write_table(arrow.table({"prompt": ["a cat"], "when": dates}), file)
+    with pytest.raises(UserError, match=r"a.parquet' cannot be read: date value out of range"):
         read_prompts(str(file))
 
 

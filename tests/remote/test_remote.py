@@ -1,18 +1,24 @@
 from __future__ import annotations
 
+import asyncio
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import httpx2
 import pytest
 import torch
+from starlette.requests import Request
 
 from dagflow import PluginError, Prompt, UserError
 from dagflow.plugins import load_plugins
-from dagflow.remote import client, wire
+from dagflow.remote import client, server, wire
 from dagflow.remote.client import RemoteReward
+from dagflow.remote.server import Limits, create_app
+from dagflow.remote.worker import Worker
 from tests.remote.conftest import QUICK, put_probes, wait_until
 
 PROMPTS = [Prompt(f"a cat, number {k}", {"number": k}) for k in range(40)]
@@ -181,6 +187,70 @@ def test_a_server_that_is_gone_is_asked_again_a_few_times(serve, monkeypatch, ca
 
 def test_waits_double_up_to_half_a_minute() -> None:
     assert client.Patience(1, 1, 7, 1.0).delays == [1, 2, 4, 8, 16, 30, 30]
+    assert client.Patience(1, 1, 5000, 1.0).delays[-1] == 30
+
+
+def test_a_server_that_stops_asks_to_be_asked_again() -> None:
+    """A signal, and what is in hand takes longer than uvicorn waits: it cancels the task."""
+    begun, end = threading.Event(), threading.Event()
+
+    def slow(batch, prompts):
+        begun.set()
+        end.wait(20)
+        return brightness(batch, prompts)
+
+    worker = Worker(lambda: slow, torch.device("cpu"))
+    worker.start()
+    worker.loaded.result(20)
+    payload = wire.encode_request(images(2), PROMPTS[:2])
+    body = [{"type": "http.request", "body": payload}]
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return body.pop() if body else await asyncio.Future()
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def ask_and_stop() -> None:
+        headers = {wire.WIRE_HEADER: str(wire.WIRE_VERSION), "content-length": str(len(payload))}
+        scope = {"type": "http", "method": "POST", "path": "/score", "query_string": b""}
+        scope |= {"headers": [(k.lower().encode(), v.encode()) for k, v in headers.items()]}
+        app = create_app(worker, "it", "", Limits())
+        asked = asyncio.create_task(app(scope, receive, send))
+        await asyncio.to_thread(begun.wait, 20)
+        asked.cancel()
+        await asked
+
+    asyncio.run(ask_and_stop())
+    end.set()
+    assert sent[0]["status"] == 503
+    assert json.loads(sent[1]["body"])["error"]["kind"] == "stopping"
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_what_stands_before_a_server_is_asked_again(serve, monkeypatch, status: int) -> None:
+    remote, refusals = RemoteReward(serve(brightness), "", QUICK), [status, status]
+    ask = remote._http.request
+
+    def behind_a_proxy(*given: Any, **named: Any) -> Any:
+        if refusals:
+            return httpx2.Response(refusals.pop(), content=b"<html>Bad Gateway")
+        return ask(*given, **named)
+
+    monkeypatch.setattr(remote._http, "request", behind_a_proxy)
+    assert len(remote(images(), PROMPTS)) == 40
+    assert not refusals
+
+
+def test_a_reason_of_any_characters_arrives() -> None:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b""}
+
+    reason = "raised FileNotFoundError: 'a\udcff'"
+    request = Request({"type": "http"}, receive)
+    answer = asyncio.run(server._refuse(request, wire.WireError(500, "reward", reason)))
+    assert client.error_of(500, bytes(answer.body)) == ("reward", reason)
 
 
 def test_another_reward_at_the_same_address_is_noticed(serve) -> None:
@@ -224,9 +294,15 @@ def test_an_address_that_is_none_is_the_users_mistake(url: str) -> None:
         RemoteReward(url, "", QUICK)
 
 
-def test_something_else_that_answers_is_not_taken_for_a_server() -> None:
-    with pytest.raises(UserError, match="is not `dagflow serve`"):
-        client.read_offer(b"<html>", "http://127.0.0.1:80")
+@pytest.mark.parametrize(
+    ("key", "value"), [("max_images", 0), ("max_bytes", "256"), ("wire", None), ("serves", 3)]
+)
+def test_something_else_that_answers_is_not_taken_for_a_server(key: str, value: object) -> None:
+    state = {"dagflow": "1", "wire": 1, "serves": "it", "max_images": 1, "max_bytes": 9}
+    assert client.read_offer(json.dumps(state).encode(), "http://x").serves == "it"
+    for content in (b"<html>", b"[" * 200_000, json.dumps(state | {key: value}).encode()):
+        with pytest.raises(UserError, match="is not `dagflow serve`"):
+            client.read_offer(content, "http://127.0.0.1:80")
 
 
 def test_a_client_that_leaves_gives_up_its_place(serve) -> None:
