@@ -21,7 +21,7 @@ from dagflow.engine.normalise import (
     normalised,
 )
 from dagflow.engine.prompts import draw_prompts
-from dagflow.engine.replay import Buffer, draw, renoised
+from dagflow.engine.replay import Buffer, draw, off_policy, renoised
 from dagflow.engine.rollout import concatenate, first, rollout, select
 from dagflow.engine.scoring import Scores, WeightedReward, ask, total
 from dagflow.engine.transitions import cut, shares
@@ -233,25 +233,8 @@ def _sampled_before(run: Run, epoch: int) -> int:
 
 
 def _off_policy(run: Run, kept: bool) -> tuple[int, int]:
-    """How many of an epoch's trajectories come from the buffer, and by noising images.
-
-    `kept`: whether there is anything in the buffer. What the policy samples is a whole number of
-    groups; the others share what is left.
-    """
-    settings, replay = run.config.rollout, run.config.replay
-    every, together = settings.samples_per_epoch, settings.images_per_prompt
-    share = replay.share if kept else 0.0
-    backward = replay.backward if kept or run.given else 0.0
-    if not share + backward:
-        return 0, 0
-    groups = max(1, int(every * (1 - share - backward) + 1e-6) // together)
-    others = every - groups * together
-    unit = together if run.learner.objective.needs.groups else 1
-    units = others // unit
-    replayed = round(units * share / (share + backward))
-    if share and backward and units > 1:
-        replayed = min(max(replayed, 1), units - 1)
-    return unit * replayed, others - unit * replayed
+    groups = run.learner.objective.needs.groups
+    return off_policy(run.config, kept, bool(run.given), groups)
 
 
 def _sample_batch(

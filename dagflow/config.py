@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from dagflow.errors import UserError, did_you_mean
-from dagflow.files import encodes
+from dagflow.files import is_text
 from dagflow.types import LogDensity, Potential
 
 Tracker = Literal["tensorboard", "trackio", "wandb"]
@@ -380,8 +380,8 @@ def _require_text(path: str, value: Any) -> None:
     elif isinstance(value, list | tuple):
         for inner in value:
             _require_text(path, inner)
-    elif isinstance(value, str) and not encodes(value):
-        raise UserError(f"{path} = {value!r}: this is no text in UTF-8.")
+    elif isinstance(value, str) and not is_text(value):
+        raise UserError(f"{f'{path} = ' if path else ''}{value!r}: this is no plain text in UTF-8.")
 
 
 def _explain(detail: Any) -> str:

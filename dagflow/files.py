@@ -12,13 +12,13 @@ def unfinished(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-def encodes(text: str) -> bool:
-    """Whether UTF-8 can say it: not half of a pair of surrogates, nor what stands for bad bytes."""
+def is_text(text: str) -> bool:
+    """Not half of a pair of surrogates, nor what stands for bad bytes, nor with a NUL in it."""
     try:
         text.encode()
     except UnicodeEncodeError:
         return False
-    return True
+    return "\0" not in text
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from dagflow import config as configuration
 from dagflow.config import Config
 from dagflow.config_file import dump
 from dagflow.engine import checkpoint
-from dagflow.errors import UserError
+from dagflow.errors import UserError, require_room
 from dagflow.files import unfinished, whole
 from dagflow.policies.policy import Policy
 from dagflow.recipe import read_recipe
@@ -34,8 +34,7 @@ def require_free(folder: Path) -> None:
             f"'{folder}' holds a run already. Go on with `dagflow train --resume "
             f"{shlex.quote(str(folder))}`, or give another --output."
         )
-    if folder.is_symlink() and not folder.exists():
-        raise UserError(f"'{folder}' is a link that leads nowhere. Give another --output.")
+    require_room(folder)
     passing = {LOCK, OWNER, unfinished(folder / CONFIG).name}  # of a start that was killed
     if folder.exists() and (not folder.is_dir() or set(os.listdir(folder)) - passing):
         raise UserError(f"'{folder}' exists and is not empty. Give another --output.")
@@ -47,22 +46,25 @@ def claimed(stem: str) -> Iterator[Path]:
 
     At the end it goes again where nothing was written.
     """
-    number = 1
+    there, number = RUNS.exists(), 1
     while True:
         folder = RUNS / f"{stem}-{number:03d}"
         try:
             folder.mkdir(parents=True)
             break
+        except FileNotFoundError:
+            continue  # another has just taken RUNS away, as below
         except FileExistsError:
-            if not os.path.lexists(folder):
-                raise  # it is about RUNS
+            if not RUNS.is_dir():
+                raise
             number += 1
     try:
         yield folder
     finally:
         with suppress(OSError):  # there is something in it
             folder.rmdir()
-            RUNS.rmdir()
+            if not there:
+                RUNS.rmdir()
 
 
 def read_config(folder: Path) -> Config:

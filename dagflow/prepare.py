@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Protocol
 
 import torch
@@ -17,8 +19,8 @@ from dagflow.diffusion.path import GaussianPath
 from dagflow.engine.learner import Learner, make_learner
 from dagflow.engine.machine import prepare_device, prepare_learner, prepare_policy
 from dagflow.engine.processes import ALONE, Processes
-from dagflow.engine.prompts import as_prompts, heldout_prompts
-from dagflow.engine.replay import Kept, given_images
+from dagflow.engine.prompts import as_prompts, draw_prompts, heldout_prompts
+from dagflow.engine.replay import Kept, given_images, off_policy
 from dagflow.engine.scoring import Background, WeightedReward, place
 from dagflow.errors import Interrupted, PluginError, UserError
 from dagflow.measures.features import Features, load_features
@@ -241,10 +243,12 @@ def check_needs(config: Config, needs: Needs, prompts: Sequence[Prompt]) -> None
             f"residual-db."
         )
     if config.objective.divergence is not None:
-        _check_divergence(config, config.objective.divergence, prompts)
+        _check_divergence(config, config.objective.divergence, needs, prompts)
 
 
-def _check_divergence(config: Config, divergence: float, prompts: Sequence[Prompt]) -> None:
+def _check_divergence(
+    config: Config, divergence: float, needs: Needs, prompts: Sequence[Prompt]
+) -> None:
     """Raise UserError if the first epoch's images cannot show so large a one."""
     rollout, beta = config.rollout, config.objective.beta
     if rollout.images_per_prompt < 2 and len(prompts) > 1:
@@ -252,13 +256,14 @@ def _check_divergence(config: Config, divergence: float, prompts: Sequence[Promp
             f"objective.beta = {beta!r} is found from several images of each prompt: give "
             f"rollout.images_per_prompt of 8 or more."
         )
-    texts = len({prompt.text for prompt in prompts})
-    drawn = min(texts, rollout.samples_per_epoch // rollout.images_per_prompt)
-    most = math.log(rollout.samples_per_epoch / drawn)
+    others = sum(off_policy(config, False, bool(config.replay.images), needs.groups))
+    count, together = rollout.samples_per_epoch - others, rollout.images_per_prompt
+    drawn = Counter(p.text for p in draw_prompts(prompts, config.seed, 0, count, together))
+    most = fmean(math.log(images) for images in drawn.values())
     if divergence >= most:
         raise UserError(
-            f"objective.beta = {beta!r}: the first epoch's {rollout.samples_per_epoch} images of "
-            f"{drawn} prompt{'s' * (drawn > 1)} can show {most:.2f} nats at most; ask for less, or "
+            f"objective.beta = {beta!r}: the first epoch's {count} images of {len(drawn)} "
+            f"prompt{'s' * (len(drawn) > 1)} can show {most:.2f} nats at most; ask for less, or "
             f"raise rollout.images_per_prompt or, with one prompt, rollout.samples_per_epoch."
         )
 

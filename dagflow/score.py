@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from dagflow.engine.pictures import upright
 from dagflow.engine.scoring import WeightedReward, ask
 from dagflow.errors import UserError
 from dagflow.types import Prompt
@@ -104,7 +105,7 @@ def _read(path: Path) -> Tensor:
         if picture.mode in DEEP:
             grey = torch.from_numpy(np.asarray(picture).astype(np.float32) / (2**16 - 1))
             return grey.expand(3, -1, -1)
-        pixels: Tensor = pil_to_tensor(ImageOps.exif_transpose(picture).convert("RGB"))
+        pixels: Tensor = pil_to_tensor(upright(picture))
     normalised: Tensor = pixels.float().div(255)
     return normalised
 

@@ -69,7 +69,7 @@ def test_a_comparison_from_the_command_line_and_again(dagflow, tmp_path: Path) -
 def test_a_failing_run_is_named_and_the_others_stand(dagflow, tmp_path: Path) -> None:
     done = dagflow(
         *("compare", *WORLD, "--objective", "tb", "--objective", "ddpo", "--seeds", "1"),
-        *("--tune", "ddpo:objective.clip=nan", "--output", "found"),
+        *("--tune", "ddpo:update.learning_rate=1e30", "--output", "found"),
     )
     assert done.returncode == 1
     assert "ddpo, seed 0" in done.stderr

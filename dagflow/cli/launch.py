@@ -66,7 +66,7 @@ def as_launched(resolved: Config) -> Config:
 def launch(machines: Machines, more: Sequence[str], hint: str) -> int:
     """Run this very command in several processes, and return the exit code of the group.
 
-    `more` are words that it did not have. `hint` is printed where a process did not say itself why
+    `more` are words to go after the first. `hint` is printed where a process did not say itself why
     it ended.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -90,7 +90,7 @@ def launch(machines: Machines, more: Sequence[str], hint: str) -> int:
         signals_to_handle=SIGNALS,
         shutdown_timeout=int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", PATIENCE)),
     )
-    command = ["-m", "dagflow", *sys.argv[1:], *more]
+    command = ["-m", "dagflow", *sys.argv[1:2], *more, *sys.argv[2:]]
     try:
         elastic_launch(config, entrypoint=sys.executable)(*command)
     except SignalException:

@@ -22,7 +22,7 @@ def tables(
     """
     result: dict[str, dict[str, Any]] = {}
     for text in texts:
-        name, argument, weight = _parts(text)
+        name, argument, weight = _parts(text, option)
         if weight is not None and unweighted:
             raise UserError(f"{option} {text}: {unweighted}; a weight has no place.")
         table: dict[str, Any] = {} if weight is None else {"weight": weight}
@@ -36,23 +36,23 @@ def tables(
     return result
 
 
-def _parts(text: str) -> tuple[str, str | None, float | None]:
+def _parts(text: str, option: str) -> tuple[str, str | None, float | None]:
     """Name, argument and weight. In an argument, `=` begins a weight only before a number."""
     name, colon, rest = text.partition(":")
     if not colon:
         name, equals, number = text.partition("=")
-        return name, None, _number(text, number) if equals else None
+        return name, None, _number(text, number, option) if equals else None
     argument, equals, number = rest.rpartition("=")
     if equals and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", number, re.IGNORECASE):
-        return name, argument, _number(text, number)
+        return name, argument, _number(text, number, option)
     return name, rest, None
 
 
-def _number(text: str, number: str) -> float:
+def _number(text: str, number: str, option: str) -> float:
     try:
         return float(number)
     except ValueError:
-        raise UserError(f"--reward {text}: the weight '{number}' is not a number.") from None
+        raise UserError(f"{option} {text}: the weight '{number}' is not a number.") from None
 
 
 def _first_option(name: str, registry: Registry) -> str:

@@ -21,6 +21,7 @@ from rich.table import Table
 from dagflow import RunError, UserError
 from dagflow.cli import names, rewards
 from dagflow.cli.console import err, print_whole
+from dagflow.files import is_text
 from dagflow.plugins import Registry, load_plugins
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ def _scored(
 
     found = find_pictures(images)
     texts = [prompt if prompt is not None else prompt_beside(path) for path in found]
+    if bad := [text for text in texts if text is not None and not is_text(text)]:
+        raise UserError(f"{bad[0]!r} is no plain text in UTF-8, as a prompt is.")
     if bare := texts.count(None):
         some, it = ("1 picture has", "it") if bare == 1 else (f"{bare} pictures have", "them")
         err.print(f"{some} neither --prompt nor a .txt beside {it}: scored without.")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from dagflow.files import whole
@@ -74,6 +75,13 @@ def save(picture: Image.Image, path: Path) -> None:
     """Write a PNG; the file appears whole or not at all."""
     with whole(path) as file:
         picture.save(file, format="PNG")
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """In RGB, and turned as its EXIF data say, if they can be read."""
+    with suppress(Exception):  # whatever Pillow stumbles over
+        picture = ImageOps.exif_transpose(picture)
+    return picture.convert("RGB")
 
 
 def _magnified(image: Image.Image) -> Image.Image:

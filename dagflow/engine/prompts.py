@@ -10,7 +10,7 @@ import torch
 
 from dagflow.diffusion.noise import Stream, generator
 from dagflow.errors import PluginError, UserError, blaming
-from dagflow.files import encodes
+from dagflow.files import is_text
 from dagflow.types import Prompt, PromptSource
 
 
@@ -31,7 +31,7 @@ def as_prompts(name: str, source: Iterable[Prompt | str]) -> tuple[Prompt, ...]:
             raise PluginError(
                 f"prompts '{name}': item {position} is Prompt({prompt.text!r}), not of a text"
             )
-        if not encodes(prompt.text) or "\0" in prompt.text:
+        if not is_text(prompt.text):
             raise UserError(f"prompts '{name}': item {position} is no text: {prompt.text[:80]!r}.")
         items.append(prompt)
     if not items:

@@ -13,12 +13,38 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from dagflow.config import Config
 from dagflow.diffusion.path import GaussianPath
+from dagflow.engine.pictures import upright
 from dagflow.engine.processes import ALONE, Processes
 from dagflow.engine.rollout import noised
 from dagflow.errors import UserError
+from dagflow.files import is_text
 from dagflow.policies.policy import Policy
 from dagflow.types import Prompt, Trajectories
+
+
+def off_policy(config: Config, kept: bool, given: bool, groups: bool) -> tuple[int, int]:
+    """How many of an epoch's trajectories come from the buffer, and by noising images.
+
+    `kept`: whether there is anything in the buffer; `given`: whether there are pictures from
+    elsewhere; `groups`: whether those of a prompt stay together. What the policy samples is a whole
+    number of groups; the others share what is left.
+    """
+    settings, replay = config.rollout, config.replay
+    every, together = settings.samples_per_epoch, settings.images_per_prompt
+    share = replay.share if kept else 0.0
+    backward = replay.backward if kept or given else 0.0
+    if not share + backward:
+        return 0, 0
+    sampled = max(1, int(every * (1 - share - backward) + 1e-6) // together)
+    others = every - sampled * together
+    unit = together if groups else 1
+    units = others // unit
+    replayed = round(units * share / (share + backward))
+    if share and backward and units > 1:
+        replayed = min(max(replayed, 1), units - 1)
+    return unit * replayed, others - unit * replayed
 
 
 class Kept(NamedTuple):
@@ -182,12 +208,13 @@ def _given(folder: Path, place: str, line: str, policy: Policy, size: tuple[int,
         record = json.loads(line)
         name, text = record["file_name"], record["text"]
         with Image.open(folder / name) as picture:
-            upright = ImageOps.exif_transpose(picture).convert("RGB")
-            fitted = ImageOps.fit(upright, size, Image.Resampling.BICUBIC)
+            fitted = ImageOps.fit(upright(picture), size, Image.Resampling.BICUBIC)
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise UserError(
             f'{place}: {error}. A line {{"file_name": ..., "text": ...}} is due, with a picture.'
         ) from None
+    if not is_text(str(text)):
+        raise UserError(f"{place}: {text!r} is no plain text in UTF-8.")
     pixels = torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 255
     latents = policy.encode_images(pixels[None].to(policy.device))
     return Kept(Prompt(str(text)), latents.cpu(), float("nan"))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dagflow.diffusion import path as gaussian
 from dagflow.diffusion.path import GaussianPath
-from dagflow.errors import RunError
+from dagflow.errors import UserError
 from dagflow.types import LogDensity, Prompt, Trajectories
 
 STEPS = 100  # of a bisection
@@ -82,7 +82,7 @@ def beta_for_divergence(rewards: Tensor, prompts: Sequence[Prompt], divergence: 
     """The beta whose target p_base exp(beta r) / Z has KL(target || base) = `divergence`, in nats.
 
     rewards: (N,) of images of the base model. KL is beta E_target[r] - log E_base[exp(beta r)] for
-    each prompt, here the mean over prompts, and grows with beta. Raises RunError if these images
+    each prompt, here the mean over prompts, and grows with beta. Raises UserError if these images
     cannot show so large a divergence: n of a prompt show log n at most, and less where several are
     as good as the best.
     """
@@ -100,10 +100,10 @@ def beta_for_divergence(rewards: Tensor, prompts: Sequence[Prompt], divergence: 
     gaps = [float(pair[1] - pair[0]) for pair in tops if len(pair) > 1]
     highest = 50 / min(gaps) if gaps else 0.0  # there every prompt's best image stands alone
     if not kl(highest) > divergence:
-        raise RunError(
+        raise UserError(
             f"beta = 'auto:KL={divergence:g}': the rewards of the first epoch's {len(rewards)} "
-            f"images show a divergence of {kl(highest):.2f} at most; begin a new run that asks for "
-            f"less, or with more images of a prompt"
+            f"images show a divergence of {kl(highest):.2f} at most. Begin a new run that asks for "
+            f"less, or with more images of a prompt."
         )
     low = 0.0
     for _ in range(STEPS):

@@ -80,12 +80,12 @@ def _read_csv(file: Path) -> Iterator[tuple[int, Any]]:
     with file.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, strict=True)
         try:
-            names = [name.lower() for name in reader.fieldnames or ()]
-            if twice := [name for name in names if name in COLUMNS and names.count(name) > 1]:
-                raise UserError(f"'{file}' has several columns named {twice[0]}.")
+            names = list(reader.fieldnames or ())
+            if names.count(column := _column(names, COLUMNS)) > 1:
+                raise UserError(f"'{file}' has several columns named {column}.")
             yield from enumerate(reader, 2)
         except csv.Error as error:
-            hint = 'Is a " missing? A text that holds one is written "so: ""quoted"""'
+            hint = 'A text in "quotes" ends at its comma, and has those within it twice: ""'
             raise UserError(f"'{file}', after line {reader.line_num}: {error}. {hint}.") from None
 
 

@@ -47,11 +47,17 @@ class Patience:
 
 
 @dataclass(frozen=True)
-class Offer:
-    """What a server said of itself."""
+class Tongue:
+    """Of what age a server is."""
 
     dagflow: str
     wire: int
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a server said of itself."""
+
     serves: str
     max_images: PositiveInt
     max_bytes: PositiveInt
@@ -200,16 +206,16 @@ def read_token(file: str) -> str:
 def read_offer(content: bytes, url: str) -> Offer:
     """What a server's /ready says. Raises UserError if it is none of ours, or of another age."""
     try:
-        offer = TypeAdapter(Offer).validate_json(content, strict=True)
+        tongue = TypeAdapter(Tongue).validate_json(content, strict=True)
+        if tongue.wire != wire.WIRE_VERSION:
+            raise UserError(
+                f"the server at {url} (dagflow {tongue.dagflow}) speaks wire version {tongue.wire},"
+                f" this dagflow ({__version__}) version {wire.WIRE_VERSION}. Install the same "
+                f"dagflow on both sides."
+            )
+        return TypeAdapter(Offer).validate_json(content, strict=True)
     except ValidationError:
         raise UserError(f"what answers at {url} is not `dagflow serve`.") from None
-    if offer.wire != wire.WIRE_VERSION:
-        raise UserError(
-            f"the server at {url} (dagflow {offer.dagflow}) speaks wire version {offer.wire}, this "
-            f"dagflow ({__version__}) version {wire.WIRE_VERSION}. Install the same dagflow on "
-            f"both sides."
-        )
-    return offer
 
 
 def error_of(status: int, content: bytes) -> tuple[str, str]:

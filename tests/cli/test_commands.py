@@ -158,10 +158,13 @@ BAD_INPUT = {
         ],
         "the first epoch's 32 images of 1 prompt can show 3.47 nats at most",
     ),
+    "output below a file": (["train", "--output", "file/run"], "file' is a file: no folder can"),
+    "output is the root": (["sample", "other", "--prompt", "x", "--output", "/"], "is not empty"),
+    "output with a NUL": (["train", "-s", 'output="a\\u0000b"'], r"'a\x00b': this is no plain"),
     "output is a link": (["train", "--output", "link"], "'link' is a link that leads nowhere"),
     "output is no text": (
         ["train", "--output", "a\udcff"],
-        r"output = 'a\udcff': this is no text in UTF-8",
+        r"output = 'a\udcff': this is no plain text",
     ),
     "too many steps": (
         ["train", "-s", "rollout.num_inference_steps=1000"],
@@ -233,6 +236,16 @@ def test_runs_that_begin_together_get_a_folder_each(tmp_path: Path) -> None:
     assert [process.wait(timeout=120) for process in both] == [0, 0]
     pages = sorted(tmp_path.glob("runs/*/report.html"))
     assert [page.parent.name[-4:] for page in pages] == ["-001", "-002"]
+
+
+def test_processes_share_a_folder_that_nobody_named(dagflow, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    refused = dagflow(*WORLD, "--num-processes", "2", "-s", "objective.clip=-1")
+    assert refused.returncode == 2
+    assert not list((tmp_path / "runs").iterdir())
+    done = dagflow(WORLD[0], "--num-processes", "2", *WORLD[2:], "--", WORLD[1])
+    assert done.returncode == 0, done.stderr
+    assert [page.parent.name for page in tmp_path.glob("runs/*/report.html")] == ["truth-kl-001"]
 
 
 def test_the_page_is_there_though_nobody_reads_where(tmp_path: Path) -> None:

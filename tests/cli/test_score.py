@@ -98,6 +98,8 @@ def test_a_score_depends_on_the_picture_alone(dagflow, pictures: Path) -> None:
          "--reward jpeg-compressibility is given twice"),
         (["pictures", "--reward", "remote:http://[::1]:9", "-s", "remote-1-9.backoff=-1"],
          "option 'backoff': -1 will not do"),
+        (["pictures", "--reward", "jpeg-compressibility", "--prompt", "a\udcff"],
+         "no plain text in UTF-8"),
         (["", "--reward", "jpeg-compressibility"], "'' names no picture"),
         (["pictures", "--reward", "jpeg"], "Did you mean 'jpeg-"),
         (["pictures", "--reward", "jpeg-compressibility", "-s", "jpg.quality=3"],
@@ -156,6 +158,8 @@ def test_a_photograph_is_seen_as_it_was_held(tmp_path: Path) -> None:
     exif[0x0112] = 3  # orientation: upside down
     turned.save(tmp_path / "turned.png", exif=exif)
     assert (_read(tmp_path / "turned.png").permute(1, 2, 0) * 255).tolist() == pixels.tolist()
+    Image.fromarray(pixels).save(tmp_path / "odd.png", exif=b"Exif\0\0garbage!!!!")
+    assert (_read(tmp_path / "odd.png").permute(1, 2, 0) * 255).tolist() == pixels.tolist()
 
 
 LOUD = """

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from dagflow import Prompt, RunError
+from dagflow import Needs, Prompt, UserError
+from dagflow.config import resolve
 from dagflow.engine.temperature import beta_for_divergence, log_weights, temperature
 from dagflow.evaluate import Sampler
 from dagflow.policies.world import WorldPolicy
+from dagflow.prepare import check_needs
 from dagflow.worlds.catalogue import world
 
 
@@ -74,8 +77,36 @@ def test_a_prompt_whose_rewards_are_close_counts_as_any_other() -> None:
 
 
 def test_a_divergence_that_so_few_images_cannot_show_is_refused() -> None:
-    with pytest.raises(RunError, match="at most") as caught:
+    with pytest.raises(UserError, match="at most") as caught:
         beta_for_divergence(torch.arange(8.0), [Prompt("a")] * 8, 3.0)
     assert f"{math.log(8):.2f} at most" in str(caught.value)
-    with pytest.raises(RunError, match=r"0\.00 at most"):
+    with pytest.raises(UserError, match=r"0\.00 at most"):
         beta_for_divergence(torch.ones(8), [Prompt("a")] * 8, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("texts", "rollout", "replay", "most"),
+    [
+        ("a", (16, 1), {}, 16),
+        ("a", (16, 1), {"backward": 0.5, "images": "given"}, 8),
+        ("ab", (16, 4), {}, 8),
+        ("abcdefgh", (16, 4), {}, 4),
+        ("aaaaaaaaab", (16, 8), {}, 16),  # both that are drawn are "a"
+    ],
+)
+def test_a_divergence_that_no_rewards_can_show_is_refused_beforehand(
+    texts: str, rollout: tuple[int, int], replay: dict[str, Any], most: int
+) -> None:
+    def check(nats: float) -> None:
+        tree = {
+            "objective": {"name": "rtb", "beta": f"auto:KL={nats:.3f}"},
+            "rollout": {"samples_per_epoch": rollout[0], "images_per_prompt": rollout[1]},
+            "update": {"batch_size": 4},
+            "replay": replay,
+        }
+        needs = Needs(log_p_base=True, trajectories=True)
+        check_needs(resolve(tree), needs, [Prompt(text) for text in texts])
+
+    check(math.log(most) - 0.01)
+    with pytest.raises(UserError, match=f"can show {math.log(most):.2f} nats at most"):
+        check(math.log(most) + 0.01)

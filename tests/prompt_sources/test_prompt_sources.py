@@ -159,6 +159,8 @@ def test_csv_has_a_prompt_column_and_metadata(tmp_path: Path) -> None:
     file = tmp_path / "prompts.csv"
     file.write_text('Prompts,Category\n"a cat, sitting",animal\n')
     assert read_prompts(str(file)) == [Prompt("a cat, sitting", {"Category": "animal"})]
+    file.write_text('id,prompt,,\n1,"a ""cat""",,\n2,a 3" dog,,')
+    assert [prompt.text for prompt in read_prompts(str(file))] == ['a "cat"', 'a 3" dog']
 
 
 def test_json_is_a_list_of_texts_or_objects(tmp_path: Path) -> None:
@@ -191,9 +193,9 @@ def test_public_lists_are_read() -> None:
         (
             "a.csv",
             'prompt\nfirst\n"a cat\na dog\n',
-            'after line 2: unexpected end of data. Is a " m',
+            'after line 2: unexpected end of data. A text in "quotes" ends',
         ),
-        ("a.csv", "prompt,Prompt\na,b\n", "several columns named prompt"),
+        ("a.csv", "prompt,prompt\na,b\n", "several columns named prompt"),
         ("a.txt", "a c\udce4t", "is not in UTF-8.* Save it as UTF-8"),
     ],
 )
