@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from dagflow.errors import UserError, did_you_mean
-from dagflow.files import is_text
+from dagflow.files import require_text
 from dagflow.types import LogDensity, Potential
 
 Tracker = Literal["tensorboard", "trackio", "wandb"]
@@ -363,25 +363,12 @@ def _toml_value(text: str) -> Any:
 
 def resolve(tree: Mapping[str, Any]) -> Config:
     """Check a tree and fill in defaults. Raises UserError with one line per mistake."""
-    _require_text("", tree)
+    require_text("", tree)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         lines = [_explain(detail) for detail in error.errors()]
         raise UserError("\n".join(lines)) from None
-
-
-def _require_text(path: str, value: Any) -> None:
-    """Raise UserError for what no file in UTF-8 could hold."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            _require_text(path, key)
-            _require_text(f"{path}.{key}" if path else str(key), inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            _require_text(path, inner)
-    elif isinstance(value, str) and not is_text(value):
-        raise UserError(f"{f'{path} = ' if path else ''}{value!r}: this is no plain text in UTF-8.")
 
 
 def _explain(detail: Any) -> str:

@@ -6,7 +6,6 @@ import difflib
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 OURS = {"dagflow", "torch", "concurrent"}  # whose lines say little about a plugin's mistake
 
@@ -80,19 +79,3 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     begun = [name for name in names if word and name.startswith(word)]
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.5) or begun
     return f" Did you mean '{near[0]}'?" if near else ""
-
-
-def require_room(output: Path) -> None:
-    """Raise UserError where no folder can be: below a file, or behind a link to nothing."""
-    if output.is_symlink() and not output.exists():
-        raise UserError(f"'{output}' is a link that leads nowhere. Give another --output.")
-    above = next((folder for folder in output.absolute().parents if folder.exists()), Path("/"))
-    if not above.is_dir():
-        raise UserError(f"'{above}' is a file: no folder can be made in it. Give another --output.")
-
-
-def require_empty(output: Path) -> None:
-    """Raise UserError unless the folder is empty, or does not exist and could be made."""
-    require_room(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"'{output}' exists and is not empty. Give another --output.")

@@ -17,7 +17,8 @@ from dagflow.config import Config
 from dagflow.draw import draw
 from dagflow.engine import checkpoint, pictures
 from dagflow.engine.prompts import heldout_prompts
-from dagflow.errors import RunError, UserError, require_empty
+from dagflow.errors import RunError, UserError
+from dagflow.files import require_empty
 from dagflow.plugins import Registry
 from dagflow.policies.loading import default_device, load_pipeline, load_policy
 from dagflow.policies.stable_diffusion import StableDiffusionPolicy

@@ -16,8 +16,8 @@ from dagflow import config as configuration
 from dagflow.config import Config
 from dagflow.config_file import dump
 from dagflow.engine import checkpoint
-from dagflow.errors import UserError, require_room
-from dagflow.files import unfinished, whole
+from dagflow.errors import UserError
+from dagflow.files import require_room, unfinished, whole
 from dagflow.policies.policy import Policy
 from dagflow.recipe import read_recipe
 
@@ -53,6 +53,7 @@ def claimed(stem: str) -> Iterator[Path]:
             folder.mkdir(parents=True)
             break
         except FileNotFoundError:
+            Path.cwd()  # raises as well where that is what is not found
             continue  # another has just taken RUNS away, as below
         except FileExistsError:
             if not RUNS.is_dir():

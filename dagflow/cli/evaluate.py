@@ -74,11 +74,12 @@ def evaluate(
     for place, config in zip(places, configs, strict=True):
         with Display(err) as display:
             evaluation = evaluate_checkpoint(prepare(config, registry, display), place.place)
+        page = write_page(place.folder)  # first: nobody may be there any more to be told
         out.print(f"[bold]{escape(str(place.folder))}[/bold]  {evaluation.numbers['checkpoint']}")
         print_evaluation(evaluation)
         fact("report", place.folder / "report.json")
         fact("pictures", place.folder / "samples")
-        if page := write_page(place.folder):
+        if page:
             fact("page", page)
 
 

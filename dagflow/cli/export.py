@@ -9,7 +9,7 @@ import typer
 
 from dagflow.cli.console import complain, out
 from dagflow.cli.run import Resumed
-from dagflow.errors import require_empty
+from dagflow.files import require_empty
 from dagflow.plugins import load_plugins
 
 

@@ -56,27 +56,26 @@ def run(
 ) -> None:
     """Train. The main process resolves the configuration, and alone prints."""
     with ExitStack() as stack:
-
-        def with_folder(resolved: Config) -> Config:
-            return stack.enter_context(_with_folder(resolved))
-
         if is_launched():
             from dagflow.engine.processes import processes
 
             group = stack.enter_context(processes())
-            resolved = group.from_main(lambda: with_folder(as_launched(resolve())))
+            resolved = group.from_main(
+                lambda: stack.enter_context(_with_folder(as_launched(resolve())))
+            )
             group.wait_at_most(resolved.machine.patience)
             _train(resolved, group, profile, resumed, pictures)
         elif machines.processes * machines.nodes > 1:
             resolved = resolve()
             if resolved.output or machines.node:
                 raise typer.Exit(launch(machines, [], _way_on(resolved.output or "RUN")))
-            folder = with_folder(resolved).output
+            folder = stack.enter_context(_with_folder(resolved)).output
             raise typer.Exit(launch(machines, ["--output", folder], _way_on(folder)))
         else:
             from dagflow.engine.processes import ALONE
 
-            _train(with_folder(resolve()), ALONE, profile, resumed, pictures)
+            resolved = stack.enter_context(_with_folder(resolve()))
+            _train(resolved, ALONE, profile, resumed, pictures)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from rich.progress import Progress
 from dagflow import UserError
 from dagflow.cli.console import complain, err, out
 from dagflow.cli.run import Resumed
-from dagflow.errors import require_empty
+from dagflow.files import require_empty
 
 if TYPE_CHECKING:
     from dagflow.config import Config
@@ -74,10 +74,11 @@ def sample(
     config, folder = _trained(source)
     scale = config.rollout.guidance_scale if guidance_scale is None else guidance_scale
     steps = num_inference_steps or config.rollout.num_inference_steps
-    policy = load_policy(model or config.model, config.dtype, default_device(), scale)
+    base = model or config.model
+    policy = load_policy(base, config.dtype, default_device(), scale)
     if not (folder / policy.WEIGHTS_FILE).is_file():
         if folder != Path(source):
-            raise UserError(f"'{source}' is a run of another kind of model than '{model}'.")
+            raise UserError(f"'{source}' is a run of another kind of model than '{base}'.")
         raise UserError(
             f"'{source}' is neither a run directory nor a folder with {policy.WEIGHTS_FILE}."
         )

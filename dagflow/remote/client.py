@@ -23,7 +23,7 @@ logger = logging.getLogger("dagflow.remote")
 
 TOKEN_VARIABLE = "DAGFLOW_TOKEN"
 MAX_BACKOFF = 30.0  # seconds
-NOT_NOW = (429, 502, 503, 504)  # what servers say of themselves, and proxies of them
+ASK_AGAIN = (429, 502, 503, 504)  # busy, loading or gone, as a server or a proxy says
 PIECE = 2**18  # bytes
 
 
@@ -47,8 +47,8 @@ class Patience:
 
 
 @dataclass(frozen=True)
-class Tongue:
-    """Of what age a server is."""
+class Versions:
+    """Of a server's dagflow, and of what it speaks."""
 
     dagflow: str
     wire: int
@@ -162,7 +162,7 @@ class RemoteReward:
         except (httpx2.TransportError, httpx2.DecodingError) as error:
             reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             raise Unreachable(f"no answer from the server at {self._url} ({reason})") from error
-        if answer.status_code in NOT_NOW:
+        if answer.status_code in ASK_AGAIN:
             _, message = error_of(answer.status_code, answer.content)
             raise Unreachable(f"the server at {self._url} is not ready: {message}")
         if answer.status_code != 200:
@@ -206,10 +206,10 @@ def read_token(file: str) -> str:
 def read_offer(content: bytes, url: str) -> Offer:
     """What a server's /ready says. Raises UserError if it is none of ours, or of another age."""
     try:
-        tongue = TypeAdapter(Tongue).validate_json(content, strict=True)
-        if tongue.wire != wire.WIRE_VERSION:
+        theirs = TypeAdapter(Versions).validate_json(content, strict=True)
+        if theirs.wire != wire.WIRE_VERSION:
             raise UserError(
-                f"the server at {url} (dagflow {tongue.dagflow}) speaks wire version {tongue.wire},"
+                f"the server at {url} (dagflow {theirs.dagflow}) speaks wire version {theirs.wire},"
                 f" this dagflow ({__version__}) version {wire.WIRE_VERSION}. Install the same "
                 f"dagflow on both sides."
             )

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from dagflow import __version__
-from dagflow.errors import UserError, require_empty
+from dagflow.errors import UserError
+from dagflow.files import require_empty
 
 TEMPLATES = Path(str(resources.files("dagflow.scaffold") / "templates"))
 SUFFIX = ".jinja"

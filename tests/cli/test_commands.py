@@ -200,7 +200,7 @@ def test_bad_input_gets_one_message_and_writes_nothing(
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to("nowhere")
 
-    def content() -> dict[Path, bytes]:
+    def content() -> dict[Path, bytes | bool]:
         return {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
 
     before = content()
