@@ -14,17 +14,16 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
 from models import Model, arguments, model
-from workload import collected, in_turns, machine, prepared, updated, windows
+from workload import bare_rollout, bare_update, collected, in_turns, machine, prepared, updated
 
-from dagflow.collect import Epoch
 from dagflow.diffusion.noise import Stream, trajectory_noise
 from dagflow.engine.rollout import rollout
 from dagflow.prepare import Run
@@ -45,18 +44,8 @@ def table(chosen: Model, options: argparse.Namespace) -> Table:
         run = prepared(chosen.configuration(options, **changes))
         data = collected(run)
 
-        def bare(run: Run = run, data: Epoch = data) -> None:
-            times = run.path.timesteps.to(run.policy.device)
-            for window in windows(run, data):
-                for part in window.parts(options.chunk):
-                    b, i = part.places
-                    latents = part.trajectories.latents[b, i]
-                    embeds = part.trajectories.prompt_embeds[b]
-                    run.policy.predict(latents, times[i], embeds).guided.sum().backward()
-            run.learner.optimizer.zero_grad(set_to_none=True)
-
-        ours = lambda run=run, data=data: updated(run, data)  # noqa: E731
-        _add(result, title, in_turns({"ours": ours, "bare": bare}, options.rounds))
+        both = {"ours": partial(updated, run, data), "bare": partial(bare_update, run, data)}
+        _add(result, title, in_turns(both, options.rounds))
     _add(result, "rollout in latents", in_turns(_rollouts(run, options), options.rounds))
     return result
 
@@ -67,7 +56,6 @@ def _rollouts(run: Run, options: argparse.Namespace) -> dict[str, Callable[[], N
     indices = range(options.samples)
     noise = trajectory_noise(Stream.ROLLOUT, 0, 0, indices, options.steps, shape)
     noise = noise.to(run.policy.device)
-    times = run.path.timesteps.to(run.policy.device)
     embeds = run.policy.encode([prompt.text for prompt in prompts])
     decode = run.policy.decode
 
@@ -76,12 +64,7 @@ def _rollouts(run: Run, options: argparse.Namespace) -> dict[str, Callable[[], N
         rollout(run.policy, run.path, prompts, noise, "mean")
         run.policy.decode = decode  # type: ignore[method-assign]
 
-    @torch.no_grad()
-    def bare() -> None:
-        for i in range(options.steps):
-            run.policy.predict(noise[:, i], times[i].expand(options.samples), embeds)
-
-    return {"ours": ours, "bare": bare}
+    return {"ours": ours, "bare": partial(bare_rollout, run, noise, embeds)}
 
 
 def _add(table: Table, title: str, seconds: dict[str, float]) -> None:

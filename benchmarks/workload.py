@@ -87,6 +87,25 @@ def epoch(run: Run) -> None:
     updated(run, collected(run))
 
 
+@torch.no_grad()
+def bare_rollout(run: Run, latents: torch.Tensor, prompt_embeds: torch.Tensor) -> None:
+    """The guided passes of one batch's rollout, of states (B, T, C, H, W), and nothing else."""
+    times = run.path.timesteps.to(run.policy.device)
+    for i in range(latents.shape[1]):
+        run.policy.predict(latents[:, i], times[i].expand(len(latents)), prompt_embeds)
+
+
+def bare_update(run: Run, data: Epoch) -> None:
+    """The guided passes of the epoch's updates, forward and back, and nothing else."""
+    times = run.path.timesteps.to(run.policy.device)
+    for window in windows(run, data):
+        for part in window.parts(run.config.update.microbatch_size):
+            b, i = part.places
+            latents, embeds = part.trajectories.latents[b, i], part.trajectories.prompt_embeds[b]
+            run.policy.predict(latents, times[i], embeds).guided.sum().backward()
+    run.learner.optimizer.zero_grad(set_to_none=True)
+
+
 def in_turns(functions: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, float]:
     """The least seconds that each takes, in rounds in which each has its turn."""
     least = dict.fromkeys(functions, float("inf"))

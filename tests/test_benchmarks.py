@@ -33,6 +33,7 @@ def test_each_state_is_decoded_once_instead_of_twice(vs_literal) -> None:
     assert rows["current"] == (0, 5)
     assert rows["rollout"] == rows["rollout, preview decoder"] == (0, 5)
     assert rows["rollout, a quarter of the steps"] == (0, 2)
+    assert rows[vs_literal.LIMIT] == (0, 0)
 
 
 def test_throughput_counts_work_against_what_the_device_can_do(
