@@ -77,12 +77,13 @@ def build(folders: Sequence[Path], version: str = "") -> str:
         raise UserError(f"{len(folders)} runs are too many for one page: {MOST} at most.")
     runs = read(folders)
     try:
-        return _rendered(runs, version)
+        text = _rendered(runs, version)
     except Exception as error:  # of any kind: what is in a file may be anything
         raise UserError(
             f"no page can be made of {', '.join(map(str, folders))}: {described(error)}. Either a "
             f"file there is not as dagflow wrote it (report.json, *.jsonl), or dagflow is wrong."
         ) from error
+    return text.encode("utf-8", "backslashreplace").decode()  # a folder's name may be anything
 
 
 def _rendered(runs: Sequence[RunData], version: str) -> str:

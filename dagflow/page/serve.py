@@ -44,7 +44,7 @@ class Page:
             for path in sorted(path for pattern in FILES for path in folder.glob(pattern)):
                 with contextlib.suppress(FileNotFoundError):  # replaced just now
                     stat = path.stat()
-                    state.update(f"{path} {stat.st_mtime_ns} {stat.st_size}\n".encode())
+                    state.update(bytes(path) + f" {stat.st_mtime_ns} {stat.st_size}\n".encode())
         return state.hexdigest()[:16]
 
     def text(self) -> str:

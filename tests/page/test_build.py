@@ -96,6 +96,17 @@ def test_what_comes_from_outside_is_escaped(rich: Path) -> None:
     assert "onload='x'" not in page
 
 
+def test_a_folder_whose_name_is_no_utf8_has_a_page(dagflow, run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        copy(run, folder)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    shown = dagflow("report", folder)
+    assert shown.returncode == 0, shown.stderr
+    assert "caf\\udce9" in (folder / "report.html").read_text(encoding="utf-8")
+
+
 def test_nothing_is_loaded_from_elsewhere(rich: Path) -> None:
     page = build([rich])
     places = re.findall(r'(?:src|href)="([^"]*)"', page)
