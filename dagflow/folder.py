@@ -31,7 +31,7 @@ def require_free(folder: Path) -> None:
     """Raise UserError unless a run can begin in this folder: it does not exist or is empty."""
     if (folder / CONFIG).is_file():
         raise UserError(
-            f"'{folder}' holds a run already. Go on with `dagflow train --resume "
+            f"'{folder}' already holds a run. Resume it with `dagflow train --resume "
             f"{shlex.quote(str(folder))}`, or give another --output."
         )
     require_room(folder)

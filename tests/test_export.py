@@ -312,7 +312,7 @@ def test_best_is_found_in_a_copy_without_links(trained: Trained) -> None:
             ("export", "run@7", "--output", "new"),
             "no checkpoint 'epoch-0007'. There are: epoch-0001",
         ),
-        (("export", "run@", "--output", "new"), "after @ the number of an epoch"),
+        (("export", "run@", "--output", "new"), "an epoch's number must follow the @"),
         (("export", "run", "--base-model", "/sd", "--output", "new"), "such as owner/name is due"),
         (("export", "none"), "'none' is not a run directory"),
         (("sample", "run@7", "--prompt", "x"), "no checkpoint 'epoch-0007'"),

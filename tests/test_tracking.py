@@ -281,7 +281,8 @@ def test_trackers_are_named_on_the_command_line(dagflow: Any, tmp_path: Path) ->
     assert done.returncode == 2
     assert "'tensorbord': input should be 'tensorboard', 'trackio' or 'wandb'" in done.stderr
     done = dagflow("train", "--tracker", "none", "--tracker", "wandb", *SHORT_OPTIONS)
-    assert (done.returncode, done.stderr) == (2, "Error: --tracker none excludes all others.\n")
+    error = "Error: --tracker none cannot be combined with other trackers.\n"
+    assert (done.returncode, done.stderr) == (2, error)
     assert not (tmp_path / "runs").exists()
 
 

@@ -48,7 +48,7 @@ def test_a_folder_in_use_is_refused_and_left_alone(dagflow, tmp_path: Path) -> N
 def test_a_name_that_is_installed_already_is_refused(dagflow, tmp_path: Path) -> None:
     done = dagflow("new-plugin", "dagflow-animals", "--kind", "prompts")
     assert done.returncode == 2
-    assert "prompts 'animals' is installed already" in done.stderr
+    assert "prompts 'animals' is already installed" in done.stderr
     assert not list(tmp_path.iterdir())
 
 

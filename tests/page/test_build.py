@@ -292,4 +292,4 @@ def test_a_run_that_ended_well_is_not_spoilt_by_its_page(
     write_page(folder)
     said = capfd.readouterr()
     assert said.out == ""
-    assert "There is no page of this run: UserError:" in said.err
+    assert "The page of this run could not be made: UserError:" in said.err
