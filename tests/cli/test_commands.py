@@ -158,13 +158,13 @@ BAD_INPUT = {
         ],
         "the first epoch's 32 images of 1 prompt can show 3.47 nats at most",
     ),
-    "output below a file": (["train", "--output", "file/run"], "file' is a file: no folder can"),
+    "output below a file": (["train", "--output", "file/run"], "file' is a file, so it cannot can"),
     "output is the root": (["sample", "other", "--prompt", "x", "--output", "/"], "is not empty"),
     "output with a NUL": (["train", "-s", 'output="a\\u0000b"'], r"'a\x00b': this is no plain"),
-    "output is a link": (["train", "--output", "link"], "'link' is a link that leads nowhere"),
+    "output is a link": (["train", "--output", "link"], "'link' is a broken link"),
     "output is no text": (
         ["train", "--output", "a\udcff"],
-        r"output = 'a\udcff': this is no plain text",
+        r"output = 'a\udcff': this is not plain text",
     ),
     "too many steps": (
         ["train", "-s", "rollout.num_inference_steps=1000"],
@@ -179,7 +179,7 @@ BAD_INPUT = {
     ),
     "output in a file": (
         ["sample", "other", "--prompt", "x", "--output", "file/drawn"],
-        "file' is a file: no folder can be made in it",
+        "file' is a file, so it cannot hold a folder",
     ),
     "weight of what is measured": (
         ["train", "--eval-reward", "jpeg-incompressibility=5"],

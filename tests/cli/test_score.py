@@ -99,7 +99,7 @@ def test_a_score_depends_on_the_picture_alone(dagflow, pictures: Path) -> None:
         (["pictures", "--reward", "remote:http://[::1]:9", "-s", "remote-1-9.backoff=-1"],
          "option 'backoff': -1 will not do"),
         (["pictures", "--reward", "jpeg-compressibility", "--prompt", "a\udcff"],
-         "no plain text in UTF-8"),
+         "not plain text in UTF-8"),
         (["", "--reward", "jpeg-compressibility"], "'' names no picture"),
         (["pictures", "--reward", "jpeg"], "Did you mean 'jpeg-"),
         (["pictures", "--reward", "jpeg-compressibility", "-s", "jpg.quality=3"],
@@ -144,7 +144,7 @@ def test_deep_grey_pictures_keep_their_shades(pictures: Path) -> None:
         assert read.shape == (3, 1, 4)
         assert read[0, 0].tolist() == pytest.approx([0, 256 / 65535, 32768 / 65535, 1])
     Image.fromarray(np.ones((2, 2), dtype=np.float32)).save(pictures / "real.tiff")
-    with pytest.raises(ValueError, match="which of its numbers is white"):
+    with pytest.raises(ValueError, match="which of its values is white"):
         _read(pictures / "real.tiff")
 
 
