@@ -34,7 +34,7 @@ def require_text(path: str, value: Any) -> None:
         for inner in value:
             require_text(path, inner)
     elif isinstance(value, str) and not is_text(value):
-        raise UserError(f"{f'{path} = ' if path else ''}{value!r}: this is not plain text in UTF-8.")
+        raise UserError(f"{f'{path} = ' if path else ''}{value!r}: it is not plain text in UTF-8.")
 
 
 def require_room(output: Path) -> None:

@@ -313,7 +313,7 @@ def test_best_is_found_in_a_copy_without_links(trained: Trained) -> None:
             "no checkpoint 'epoch-0007'. There are: epoch-0001",
         ),
         (("export", "run@", "--output", "new"), "an epoch's number must follow the @"),
-        (("export", "run", "--base-model", "/sd", "--output", "new"), "expected an id such as owner/name"),
+        (("export", "run", "--base-model", "/sd", "--output", "new"), "an id such as owner/name"),
         (("export", "none"), "'none' is not a run directory"),
         (("sample", "run@7", "--prompt", "x"), "no checkpoint 'epoch-0007'"),
     ],

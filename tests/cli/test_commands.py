@@ -160,11 +160,11 @@ BAD_INPUT = {
     ),
     "output below a file": (["train", "--output", "file/run"], "file' is a file, so it cannot can"),
     "output is the root": (["sample", "other", "--prompt", "x", "--output", "/"], "is not empty"),
-    "output with a NUL": (["train", "-s", 'output="a\\u0000b"'], r"'a\x00b': this is no plain"),
+    "output with a NUL": (["train", "-s", 'output="a\\u0000b"'], r"'a\x00b': it is not plain"),
     "output is a link": (["train", "--output", "link"], "'link' is a broken link"),
     "output is no text": (
         ["train", "--output", "a\udcff"],
-        r"output = 'a\udcff': this is not plain text",
+        r"output = 'a\udcff': it is not plain text",
     ),
     "too many steps": (
         ["train", "-s", "rollout.num_inference_steps=1000"],
