@@ -253,7 +253,7 @@ class Config(Table):
     stop_at_gain: float = Field(0.0, ge=0)
     """Stop before an epoch with mean reward this many deviations above the first's; 0: never."""
     reward_budget: int = Field(0, ge=0)
-    """The most images to ask rewards about: sets `epochs`. 0: no limit, and `epochs` holds."""
+    """The most images to ask rewards about in training: sets `epochs`. 0: `epochs` holds."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Decides prompts, noise and initial weights."""
     model: str = "tiny"

@@ -57,7 +57,7 @@ def compare(
         int | None,
         typer.Option(
             min=1,
-            help="The most images that each run may ask rewards about; sets its epochs.",
+            help="The most images to ask rewards about in training each run; sets its epochs.",
         ),
     ] = None,
     output: Annotated[
@@ -73,9 +73,9 @@ def compare(
         ),
     ] = None,
 ) -> None:
-    """Train with several objectives and plot reward against diversity; in worlds, also the truth.
+    """Train with several objectives; plot reward against diversity, and in worlds against truth.
 
-    All use the same model, prompts and seeds and, with --reward-budget, score equally many
+    All use the same model, prompts and seeds and, with --reward-budget, the same budget of scored
     images. Run the command again to keep what is done and continue.
 
     Examples:
