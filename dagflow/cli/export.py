@@ -36,7 +36,7 @@ def export(
         list[str] | None,
         typer.Option(
             metavar="TEXT",
-            help="Prompt of the card's example; may be repeated. Default: the run's first held-out ones.",
+            help="Prompt of the card's example; may be repeated. Default: the first held-out ones.",
         ),
     ] = None,
     base_model: Annotated[
