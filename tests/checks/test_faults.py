@@ -69,7 +69,7 @@ def test_a_wrong_dtype(doctor: Doctor, model: Path, tmp_path: Path) -> None:
     put_plugin(tmp_path, "half_unet", HALF)
     edit(model / "model_index.json", unet=["half_unet", "HalfUNet"])
     answer = doctor("--model", str(model), plugins=tmp_path)
-    only(answer, "dtypes", "the unet is float16", "dtype is 'auto' and HalfUNet (unet) keeps")
+    only(answer, "dtypes", "the unet is float16", "dtype is 'auto', but HalfUNet (unet) keeps")
     assert answer.checks["dtypes"]["limit"] == "dtype = float32"
 
 

@@ -158,7 +158,7 @@ BAD_INPUT = {
         ],
         "the first epoch's 32 images of 1 prompt can show 3.47 nats at most",
     ),
-    "output below a file": (["train", "--output", "file/run"], "file' is a file, so it cannot can"),
+    "output below a file": (["train", "--output", "file/run"], "file' is a file, so it cannot"),
     "output is the root": (["sample", "other", "--prompt", "x", "--output", "/"], "is not empty"),
     "output with a NUL": (["train", "-s", 'output="a\\u0000b"'], r"'a\x00b': it is not plain"),
     "output is a link": (["train", "--output", "link"], "'link' is a broken link"),
