@@ -11,7 +11,7 @@ from dagflow.evaluate import Measured, standard_error
 from dagflow.intervals import student
 from dagflow.measures.looks import shift
 
-DETERMINED = 0.8  # rank correlation from which on the reward itself decides a look
+DETERMINED = 0.8  # rank correlation from which the reward itself determines a look
 DIVERSITY = "diversity"
 
 
@@ -20,7 +20,7 @@ class Alarm:
     """A statistic that has moved too far."""
 
     statistic: str
-    shift: float  # in deviations of the base model's images; of diversity, as a share of its own
+    shift: float  # in deviations of the base model's images; of diversity, as a share of the base's
     limit: float
     gain: float  # of the reward, in deviations of the base model's images
 
@@ -38,13 +38,13 @@ class Alarm:
 def find_alarms(base: Measured, now: Measured, table: AlarmsTable) -> list[Alarm]:
     """What has moved too far while the reward rose, on the same prompts and noise.
 
-    A look (brightness, ...) that the reward itself determines does not count, and of any other only
-    what goes beyond its correlation with the reward over the base model's images.
+    A look (brightness, ...) that the reward itself determines does not count. Of any other, only
+    the part beyond its correlation with the reward over the base model's images counts.
     """
     gain = shift(base.rewards, now.rewards)
     change = now.rewards - base.rewards
     if table.action == "off" or len(change) < 2:
-        return []  # one picture says nothing of chance
+        return []  # one picture cannot tell a change from chance
     if float(change.mean()) <= student(len(change)) * standard_error(change):
         return []
     found = []
@@ -61,7 +61,7 @@ def find_alarms(base: Measured, now: Measured, table: AlarmsTable) -> list[Alarm
 
 
 def correlation(base: Measured, look: str) -> float:
-    """Of a look's ranks with those of the reward, over the base model's images; -1 to 1."""
+    """Rank correlation of a look with the reward over the base model's images, from -1 to 1."""
     from torchmetrics.functional import spearman_corrcoef
 
     values = (base.rewards.double(), base.looks[look].double())

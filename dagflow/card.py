@@ -24,7 +24,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 TEMPLATE = "templates/model_card.md.jinja"
 TAGS = ["text-to-image", "stable-diffusion", "diffusers", "gflownet", "dagflow"]
 COMPARED = {
-    "before-after.png": "The base model above, this one below: the same prompts and noise.",
+    "before-after.png": "The base model above, this model below, on the same prompts and noise.",
     "ranked-trained.png": "Held-out pictures: the best, the median and the worst by reward.",
 }
 
@@ -40,18 +40,18 @@ class Trained:
 
     @property
     def state(self) -> dict[str, Any]:
-        """How far the run had come."""
+        """The progress of the run at this checkpoint."""
         return _json(self.checkpoint / "state.json")
 
     @property
     def report(self) -> dict[str, Any]:
-        """What was measured of this very checkpoint; empty where it was not."""
+        """What was measured on this very checkpoint; empty if nothing was."""
         found = _json(self.run / "report.json")
         known = found.get("checkpoint") or (self.checkpoint.name if self.is_newest else "")
         return found if known == self.checkpoint.name else {}
 
     def pictures(self) -> dict[str, str]:
-        """Captions of this checkpoint's pictures, by their names in the run's samples/."""
+        """Captions of this checkpoint's pictures, by file name in the run's samples/."""
         name = f"{self.checkpoint.name}.png"
         grid = {name: "Held-out pictures of this checkpoint."}
         wanted = COMPARED if self.report else grid
@@ -60,20 +60,20 @@ class Trained:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What whoever exports says of the card."""
+    """What the person who exports asks for."""
 
     prompts: tuple[str, ...]  # of the example
     fused: bool = False
-    base_model: str = ""  # its id on the hub, where the run had it from elsewhere
+    base_model: str = ""  # its id on the hub, if the run loaded it from elsewhere
     license: str = ""  # as the hub writes it
 
     def __post_init__(self) -> None:
         if self.base_model and not HUB_ID.fullmatch(self.base_model):
-            raise UserError(f"--base-model {self.base_model}: an id such as owner/name is due.")
+            raise UserError(f"--base-model {self.base_model}: expected an id such as owner/name.")
 
 
 def card(trained: Trained, wishes: Wishes, registry: Registry, drawn: Sequence[str] = ()) -> str:
-    """README.md. `drawn`: files of the example's pictures."""
+    """The text of README.md. `drawn`: files of the example's pictures."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -114,7 +114,7 @@ def card(trained: Trained, wishes: Wishes, registry: Registry, drawn: Sequence[s
 
 
 def _front_matter(trained: Trained, wishes: Wishes, drawn: Sequence[str]) -> str:
-    """The hub's YAML. It knows base models by their ids, and no others."""
+    """The hub's YAML. The hub knows only base models that have an id there."""
     from huggingface_hub import ModelCardData
 
     base = wishes.base_model or trained.config.model
@@ -131,7 +131,7 @@ def _front_matter(trained: Trained, wishes: Wishes, drawn: Sequence[str]) -> str
 
 
 def _dtype(config: Config) -> str:
-    """As `resolve_dtype` decides."""
+    """The dtype as `resolve_dtype` decides it, as code."""
     if config.dtype == "auto":
         return 'torch.bfloat16 if device == "cuda" else torch.float32'
     return f"torch.{config.dtype}"
@@ -168,7 +168,7 @@ def _reward(registry: Registry, label: str, config: Config) -> dict[str, object]
         found = registry.find("reward", name)
         origin = f"{found.distribution} {found.version}"
     except UserError:
-        origin = "not installed where this was written"
+        origin = "not installed where this card was written"
     return {
         "label": label if name == label else f"{label} ({name})",
         "weight": table.weight,
@@ -189,13 +189,13 @@ def _files(registry: Registry, config: Config) -> list[dict[str, str]]:
 
 
 def _sha256(file: WeightFile) -> str:
-    """ "" if it is not known."""
+    """The file's sha256; "" if unknown."""
     path = None if file.sha256 else weights.find(file)
     return weights.check(file, path) if path else file.sha256
 
 
 def _measured(report: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    """Rows of what a report compares, as far as it does."""
+    """Table rows of what a report compares, as far as it does."""
     for name, numbers in [("total reward", report.get("reward")), *_by_label(report)]:
         if numbers and numbers.get("trained") is not None:
             yield _row(name, numbers)
@@ -230,18 +230,18 @@ def _row(name: str, numbers: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _cell(value: object) -> str:
-    """In a table of Markdown."""
+    """A value as a cell of a Markdown table."""
     return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """Empty where there is none. Raises UserError for a file that is something else."""
+    """A JSON object, empty if there is no file. Raises UserError for any other content."""
     if not file.is_file():
         return {}
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"'{file}' is no JSON: {error}.") from None
+        raise UserError(f"'{file}' is not JSON: {error}.") from None
     if not isinstance(found, dict):
-        raise UserError(f"'{file}' is not what dagflow writes: an object is due.")
+        raise UserError(f"'{file}' is not as dagflow writes it: expected a JSON object.")
     return found

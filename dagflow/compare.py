@@ -1,4 +1,4 @@
-"""Several objectives on one task: each run by `dagflow train`, and what their reports say."""
+"""Several objectives on one task: each run with `dagflow train`, and their reports summarised."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Contest:
     seed: int
     folder: Path
     arguments: tuple[str, ...]  # of `dagflow train`
-    settings: tuple[str, ...]  # what they come to: the recipe, and what is set beside it
+    settings: tuple[str, ...]  # what they amount to: the recipe's content and the other settings
 
     @property
     def report(self) -> Path:
@@ -36,7 +36,7 @@ class Contest:
 
     @property
     def written(self) -> Path:
-        """Where the settings are kept, so that other ones are noticed."""
+        """Where the settings are kept, so that a change is noticed."""
         return self.folder.with_name(f"{self.folder.name}.json")
 
     @property
@@ -45,7 +45,7 @@ class Contest:
         if not self.written.is_file():
             return self.folder.exists()
         before = json.loads(self.written.read_text(encoding="utf-8"))
-        return tuple(before) not in (self.settings, self.arguments)  # which older ones kept
+        return tuple(before) not in (self.settings, self.arguments)  # older ones kept the latter
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ def run_all(
 ) -> Iterator[Contest | Failed]:
     """Run those that have no report yet, `jobs` at a time; yields each as it ends.
 
-    A run that was interrupted goes on. If this is, the runs under way are asked to save and end.
+    An interrupted run resumes. If this call is interrupted, the runs under way are asked to save
+    and end.
     """
     under_way: set[subprocess.Popen[str]] = set()
 
@@ -93,7 +94,7 @@ def _run(contest: Contest, under_way: set[subprocess.Popen[str]]) -> Contest | F
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # Ctrl-C reaches it through us, once
+        start_new_session=True,  # so that Ctrl-C reaches it once, through us
     )
     under_way.add(process)
     errors = process.communicate()[1]
@@ -105,7 +106,7 @@ def _run(contest: Contest, under_way: set[subprocess.Popen[str]]) -> Contest | F
 
 
 def result(contests: Sequence[Contest]) -> dict[str, Any]:
-    """Reports by objective, with mean and 95 % interval over seeds of each number."""
+    """Reports by objective, with the mean and 95 % interval of each number over seeds."""
     objectives: dict[str, Any] = {}
     for contest in contests:
         entry = objectives.setdefault(contest.objective, {"reports": []})
@@ -116,7 +117,7 @@ def result(contests: Sequence[Contest]) -> dict[str, Any]:
 
 
 def _summary(reports: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Of every number in the reports by its path, such as `reward.trained`."""
+    """A summary of every number in the reports, by its path, such as `reward.trained`."""
     flat = [dict(_numbers(report)) for report in reports]
     names = [name for name in flat[0] if all(name in other for other in flat)]
     return {name: interval([numbers[name] for numbers in flat]) for name in names}

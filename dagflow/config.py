@@ -35,7 +35,7 @@ class Table(BaseModel):
 
 
 class OpenTable(Table):
-    """A table of a plugin: what is not named here is an option of the plugin itself."""
+    """A plugin's table: keys that are not named here are options of the plugin itself."""
 
     model_config = ConfigDict(
         extra="allow", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
@@ -48,13 +48,13 @@ class OpenTable(Table):
 
 class RewardTable(OpenTable):
     name: str = ""
-    """The reward's name; by default the label of the table."""
+    """The reward's name; defaults to the table's label."""
     weight: float = 1.0
     """The total reward is the weighted sum of all rewards."""
     normalise_epochs: int = Field(0, ge=0)
-    """Standardise by the running mean and deviation of so many first epochs; 0: do not."""
+    """Standardise by the running mean and deviation, frozen after this many epochs; 0: do not."""
     timeout: float = Field(600.0, gt=0)
-    """Seconds after which an answer that has not come is an error; remote ones have their own."""
+    """Seconds to wait for an answer before it is an error; remote rewards have their own."""
 
 
 class ObjectiveTable(OpenTable):
@@ -63,9 +63,9 @@ class ObjectiveTable(OpenTable):
     beta: float | str = 100.0
     """Inverse temperature of exp(beta * reward), see log_density; or "auto:KL=nats"."""
     anneal: float = Field(0.5, ge=0)
-    """beta rises linearly from 0 over this fraction of all updates; above 1, past their end."""
+    """beta rises linearly from 0 over this fraction of all updates; above 1, past the last one."""
     log_density: LogDensity = "mean"
-    """`mean` over the latent values, as the authors' code, or the exact `sum`."""
+    """`mean` over the latent values, as in the authors' code, or the exact `sum`."""
 
     @field_validator("beta", mode="before")
     @classmethod
@@ -73,12 +73,12 @@ class ObjectiveTable(OpenTable):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         known = number and 0 <= cast(float, value) < math.inf
         if not known and not (isinstance(value, str) and AUTO.fullmatch(value)):
-            raise ValueError(f"{value!r} is neither a number from 0 nor of the form auto:KL=2.5")
+            raise ValueError(f"{value!r} is neither a number >= 0 nor of the form auto:KL=2.5")
         return value
 
     @property
     def divergence(self) -> float | None:
-        """KL(target || base) in nats from which beta is to be found, if it is."""
+        """KL(target || base) in nats from which to find beta; None if beta is given."""
         found = AUTO.fullmatch(self.beta) if isinstance(self.beta, str) else None
         return float(found[1]) if found else None
 
@@ -94,20 +94,20 @@ class RolloutTable(Table):
     images_per_prompt: PositiveInt = 1
     """Consecutive trajectories that share a prompt; must divide samples_per_epoch."""
     batch_size: PositiveInt = 32
-    """Trajectories sampled together; only memory and speed depend on it."""
+    """Trajectories sampled together; affects only memory and speed."""
     num_inference_steps: PositiveInt = 20
     """T, the length of a trajectory."""
     guidance_scale: float = Field(5.0, ge=0)
     """w in e_uncond + w (e_text - e_uncond)."""
     potential: Potential = "rollout"
-    """Whose x0hat gives intermediate rewards: the `rollout` network's, the `current`, `none`."""
+    """The network whose x0hat gives intermediate rewards: `rollout`, `current` or `none`."""
     potential_steps: int = Field(0, ge=0)
-    """How many of a trajectory's states get one, at even distances up to the last; 0: all."""
+    """How many states of a trajectory get one, evenly spaced up to the last; 0: all."""
     preview_decoder: str = ""
     """AutoencoderTiny that decodes x0hat for them: `tiny` (embedded), a folder or a hub id."""
 
     def potential_states(self, steps: int) -> tuple[int, ...]:
-        """The states, of T = `steps` before the last, that have a potential."""
+        """Which of the T = `steps` states before the last have a potential."""
         if self.potential == "none":
             return ()
         count = min(self.potential_steps or steps, steps)
@@ -127,40 +127,40 @@ class UpdateTable(Table):
     batch_size: PositiveInt = 256
     """Transitions in one optimizer step."""
     microbatch_size: PositiveInt = 64
-    """Transitions that pass through the network together; only memory and speed depend on it."""
+    """Transitions that pass through the network together; affects only memory and speed."""
     timestep_fraction: float = Field(1.0, gt=0, le=1)
-    """The share of each trajectory's steps that is trained on; whole-trajectory objectives: all."""
+    """Share of each trajectory's steps to train on; whole-trajectory objectives use all."""
     learning_rate: float = Field(3e-4, gt=0)
-    """AdamW's, for the policy's LoRA."""
+    """AdamW's learning rate for the policy's LoRA."""
     flow_learning_rate: float = Field(3e-4, gt=0)
-    """AdamW's, for the objective's own parameters (the flow network)."""
+    """AdamW's learning rate for the objective's own parameters (the flow network)."""
     weight_decay: float = Field(1e-4, ge=0)
-    """AdamW's, for both."""
+    """AdamW's weight decay for both."""
     flow_warmup: int = Field(0, ge=0)
-    """Updates of the flow network alone on the first epoch's trajectories, before all others."""
+    """Updates of the flow network alone, on the first epoch's trajectories, before all others."""
     flow_from_data: bool = True
-    """log F and log Z begin where the first epoch's trajectories balance on average, not at 0."""
+    """Start log F and log Z where the first epoch's trajectories balance on average, not at 0."""
     decay: float = Field(0.0, ge=0, le=1)
-    """Over this last fraction of all updates both learning rates fall linearly to zero."""
+    """Both learning rates fall linearly to zero over this last fraction of all updates."""
     max_grad_norm: float = Field(1.0, gt=0)
-    """Gradient norm at which each of the two groups is clipped."""
+    """Norm to which the gradient of each of the two parameter groups is clipped."""
     skip_limit: int = Field(3, ge=0)
-    """Steps in a row that may be skipped for a loss or gradient that is not finite."""
+    """How many steps in a row may be skipped because a loss or gradient is not finite."""
     regulariser: float = Field(1.0, ge=0)
     """Coefficient of the mean squared distance to the rollout network's guided prediction."""
 
 
 class ReplayTable(Table):
     share: float = Field(0.0, ge=0, lt=1)
-    """Share of each epoch's trajectories that is taken from the best so far (off-policy)."""
+    """Share of each epoch's trajectories taken from the best so far (off-policy)."""
     backward: float = Field(0.0, ge=0, lt=1)
-    """Share that is noised anew, backward from the best images so far, or from those given."""
+    """Share that is noised anew, backward from the best images so far or from `images`."""
     capacity: PositiveInt = 256
-    """Trajectories that are kept."""
+    """How many trajectories are kept."""
     per_prompt: PositiveInt = 32
-    """Of them, at most so many of one prompt."""
+    """How many of them, at most, for one prompt."""
     images: str = ""
-    """A folder of pictures and metadata.jsonl (file_name, text) that `backward` starts from."""
+    """Folder of pictures and metadata.jsonl (file_name, text) that `backward` starts from."""
 
     @model_validator(mode="after")
     def _some_is_sampled(self) -> ReplayTable:
@@ -177,59 +177,59 @@ class LoraTable(Table):
     alpha: PositiveInt = 4
     """The update is scaled by alpha / rank."""
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Names of the layers that are adapted."""
+    """Names of the layers to adapt."""
 
 
 class MachineTable(Table):
-    """How the machine is used. It decides no numbers, but for rounding."""
+    """How the machine is used. Affects no numbers, except by rounding."""
 
     compile: bool = False
     """torch.compile the UNet, the decoders and the flow network; needs a C++ compiler."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass rather than keep them."""
+    """Recompute activations in the backward pass instead of keeping them."""
     vae_slicing: bool = False
-    """Decode one image after another."""
+    """Decode images one at a time."""
     offload: bool = False
-    """Keep an epoch's trajectories in main memory, and only an update's on the device."""
+    """Keep an epoch's trajectories in main memory, and only one update's on the device."""
     shard: bool = False
-    """Divide the frozen UNet among the processes (FSDP2): for one too large for each device."""
+    """Shard the frozen UNet across the processes (FSDP2), if one device cannot hold it."""
     deterministic: bool = False
-    """The same numbers in every run on a GPU, by slower kernels; an operator without one fails."""
+    """Same numbers in every run on a GPU, with slower kernels; fails on operators without one."""
     patience: float = Field(1800.0, gt=0)
-    """Seconds after which a process gives up another that does not answer, as one cut off."""
+    """Seconds after which a process gives up on another that does not answer."""
 
 
 class CheckpointTable(Table):
     every: PositiveInt = 1
     """Epochs between checkpoints; the last epoch always has one."""
     keep: PositiveInt = 2
-    """How many of the newest checkpoints stay."""
+    """How many of the newest checkpoints to keep."""
     keep_best: bool = True
-    """Also the one whose images in training had the highest mean reward."""
+    """Also keep the one whose training images had the highest mean reward."""
 
 
 class EvaluateTable(Table):
     images: int = Field(64, ge=0)
     """Images from held-out seeds, before and after training, paired by seed; 0 for none."""
     every: PositiveInt = 1
-    """Epochs between looks at held-out seeds, the same prompts and noise every time."""
+    """Epochs between looks at held-out seeds, with the same prompts and noise every time."""
     watched: int = Field(32, ge=0)
-    """Images of a look that are measured, `grid` at the least; 0: none."""
+    """How many images are measured at each look, at least `grid`; 0: none."""
     images_per_prompt: PositiveInt = 4
-    """Of them, images of each prompt; diversity needs 2."""
+    """How many of them share a prompt; diversity needs 2."""
     grid: int = Field(16, ge=0)
-    """The first of them, shown in a picture; 0 for no pictures."""
+    """How many of them, from the first, a picture shows; 0 for no pictures."""
     features: str = "pixels"
-    """In which diversity is measured: `pixels`, `dino`, `clip`, a folder or a hub id."""
+    """Features that diversity is measured in: `pixels`, `dino`, `clip`, a folder or a hub id."""
     rewards: dict[str, RewardTable] = Field(default_factory=dict)
-    """[evaluate.rewards.LABEL] rewards that are measured and never trained on."""
+    """[evaluate.rewards.LABEL] rewards that are measured but never trained on."""
 
 
 class AlarmsTable(Table):
-    """Signs, at a look, that the reward is being fooled. Settings decide when a run ends."""
+    """Signs, at a look, that the reward is being fooled. They may end a run."""
 
     action: Literal["off", "warn", "stop", "roll-back"] = "warn"
-    """`stop` ends the run; `roll-back` also goes back to the last checkpoint before the alarm."""
+    """`stop` ends the run; `roll-back` also returns to the last checkpoint before the alarm."""
     diversity: float = Field(0.6, gt=0)
     """Share of the base model's diversity that may be lost while the reward rises."""
     looks: float = Field(2.0, gt=0)
@@ -237,31 +237,31 @@ class AlarmsTable(Table):
 
 
 class TrackingTable(Table):
-    """Who else is told what the run logs. It decides no numbers."""
+    """Trackers that also receive what the run logs. Affects no numbers."""
 
     trackers: tuple[Tracker, ...] = ()
-    """`tensorboard`, `trackio`, `wandb`; several will do."""
+    """Any of `tensorboard`, `trackio`, `wandb`."""
     project: str = Field("dagflow", min_length=1)
-    """Under which trackio and wandb keep the run."""
+    """Project in which trackio and wandb keep the run."""
 
 
 class Config(Table):
-    """One run. Everything that decides its numbers stands here."""
+    """One run, with everything that decides its numbers."""
 
     epochs: PositiveInt = 10
     """Rounds of rollout and update."""
     stop_at_gain: float = Field(0.0, ge=0)
-    """End before an epoch whose mean reward is so many deviations above the first's; 0: never."""
+    """Stop before an epoch with mean reward this many deviations above the first's; 0: never."""
     reward_budget: int = Field(0, ge=0)
-    """Images that rewards are asked about at most: decides `epochs`; 0: `epochs` stands."""
+    """The most images to ask rewards about in training: sets `epochs`. 0: `epochs` holds."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Decides prompts, noise and initial weights."""
     model: str = "tiny"
     """`tiny` (embedded), a folder of a diffusers pipeline, a hub id, `ddpm:...`, `world:NAME`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the frozen network: auto is bfloat16 on CUDA, float32 elsewhere."""
+    """Dtype of the frozen network: auto is bfloat16 on CUDA, float32 elsewhere."""
     output: str = ""
-    """The run directory; by default a new one under runs/."""
+    """The run directory; defaults to a new one under runs/."""
     rewards: dict[str, RewardTable] = Field(default_factory=dict)
     """[rewards.LABEL] name, weight and options of each reward."""
     objective: ObjectiveTable = ObjectiveTable()
@@ -297,7 +297,7 @@ class Config(Table):
 
     @property
     def steps_per_trajectory(self) -> int:
-        """How many steps of each trajectory are trained on."""
+        """How many steps of each trajectory training uses."""
         return max(1, round(self.rollout.num_inference_steps * self.update.timestep_fraction))
 
     @property
@@ -312,25 +312,25 @@ class Config(Table):
     def beta(self, update: int, per_epoch: int | None = None) -> float:
         """The inverse temperature at an update, counted from 0, after linear annealing.
 
-        `per_epoch` updates make an epoch, by default `updates_per_epoch`.
+        `per_epoch`: updates in an epoch, by default `updates_per_epoch`.
         """
         rise = self.objective.anneal * self.epochs * (per_epoch or self.updates_per_epoch)
         return self.final_beta * (min(1.0, update / rise) if rise else 1.0)
 
     def rate(self, update: int, per_epoch: int) -> float:
-        """What both learning rates are multiplied by at an update, counted from 0."""
+        """The factor of both learning rates at an update, counted from 0."""
         updates = self.epochs * per_epoch
         fall = self.update.decay * updates
         return min(1.0, (updates - update) / fall) if fall else 1.0
 
     @property
     def final_beta(self) -> float:
-        """After annealing. It must be known: see `with_beta`."""
+        """beta after annealing. It must be known: see `with_beta`."""
         assert not isinstance(self.objective.beta, str)
         return self.objective.beta
 
     def with_beta(self, beta: float) -> Config:
-        """The same with another beta."""
+        """The same configuration with another beta."""
         objective = self.objective.model_copy(update={"beta": beta})
         return self.model_copy(update={"objective": objective})
 
@@ -338,8 +338,8 @@ class Config(Table):
 def override(tree: dict[str, Any], assignments: Iterable[str]) -> None:
     """Apply `key.path=value` assignments to a tree, in place.
 
-    A value is read as TOML (`3`, `0.1`, `true`, `[1, 2]`, `"text"`), and as plain text otherwise.
-    Raises UserError for an assignment without `=` or a path through something that is no table.
+    A value is read as TOML (`3`, `0.1`, `true`, `[1, 2]`, `"text"`), otherwise as plain text.
+    Raises UserError for an assignment without `=`, or a path through something that is not a table.
     """
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
@@ -362,7 +362,7 @@ def _toml_value(text: str) -> Any:
 
 
 def resolve(tree: Mapping[str, Any]) -> Config:
-    """Check a tree and fill in defaults. Raises UserError with one line per mistake."""
+    """Check a tree and fill in defaults. Raises UserError with a line for each mistake."""
     require_text("", tree)
     try:
         return Config.model_validate(tree)

@@ -11,7 +11,7 @@ from dagflow.config import Config, Table
 
 
 def dump(config: Config) -> str:
-    """The fully resolved configuration as TOML, with each setting's meaning as a comment."""
+    """The fully resolved configuration as TOML, each setting explained in a comment."""
     document = tomlkit.document()
     document.add(
         tomlkit.comment("Fully resolved: with another output, this file alone repeats the run.")
@@ -21,7 +21,7 @@ def dump(config: Config) -> str:
 
 
 def _fill(container: Any, table: Table) -> None:
-    """Plain values first, then tables, as TOML wants it."""
+    """Plain values first, then tables, as TOML requires."""
     values = dict(table)
     for key, value in values.items():
         if not isinstance(value, Table | dict):

@@ -1,4 +1,4 @@
-"""Pictures as a user will see them: of Stable Diffusion, by diffusers' own pipeline."""
+"""Pictures as a user will see them: for Stable Diffusion, from diffusers' own pipeline."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def draw(
 ) -> Tensor:
     """Images (N, 3, height, width) in [0, 1] on the CPU, one for each prompt.
 
-    Stable Diffusion is drawn by `StableDiffusionPipeline` itself: DDIM with eta = 1, image k from
+    For Stable Diffusion, `StableDiffusionPipeline` itself draws: DDIM with eta = 1, image k from
     `torch.Generator().manual_seed(seed + k)`, which gives the first latents and then the noise of
-    each step. Others are drawn by the engine's rollout, from noise of (seed, k). `progress` is told
-    the number of images that advanced by a step. Raises UserError for a number of steps that
-    cannot be, and RunError for pictures that are not finite.
+    each step. For other models the engine's rollout draws, from noise of (seed, k). `progress` is
+    told how many images have advanced by a step. Raises UserError for an impossible number of
+    steps, and RunError for pictures that are not finite.
     """
     path = policy.path(num_inference_steps).on(policy.device)
     if not isinstance(policy, StableDiffusionPolicy):
@@ -63,5 +63,5 @@ def draw(
 
 
 def generator(seed: int, number: int) -> torch.Generator:
-    """Of image `number`; on the CPU, so that every device draws from the same noise."""
+    """The generator of image `number`; on the CPU, so that every device gets the same noise."""
     return torch.Generator().manual_seed(seed + number)

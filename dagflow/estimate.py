@@ -1,7 +1,7 @@
-"""What a run will need, before it is begun: counts of work, FLOPs and bytes from shapes alone.
+"""What a run will need, before it begins: counts of work, FLOPs and bytes from shapes alone.
 
-Networks are built on PyTorch's meta device, so that a model which is not on this machine, or does
-not fit it, can be counted. Time follows from FLOPs and a rate, or from units timed on this machine.
+Networks are built on PyTorch's meta device, so that even a model that is not on this machine, or
+does not fit it, can be counted. Time follows from FLOPs and a rate, or from units timed here.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from dagflow.prepare import Run
 from dagflow.types import Needs, Objective, PolicySpec
 
 FLOAT = 4  # bytes
-TRAINED = 4 * FLOAT  # bytes of a parameter: itself, its gradient, two moments of AdamW
-SECONDS_AT_LEAST = 0.2  # of a timed unit
+TRAINED = 4 * FLOAT  # bytes per parameter: itself, its gradient, AdamW's two moments
+SECONDS_AT_LEAST = 0.2  # for which a unit is timed
 
 
 @dataclass(frozen=True)
 class Unit:
-    """How often something is done for one image, state or transition, and what once costs."""
+    """How often something is done, for one image, state or transition, and what each costs."""
 
     each_epoch: int
     once: int  # in the whole run
-    flops: float  # of one; 0 where nobody knows
+    flops: float  # of each; 0 if unknown
 
     def count(self, epochs: int) -> int:
         return self.each_epoch * epochs + self.once
@@ -39,10 +39,10 @@ class Unit:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one run on `gpus` devices. Bytes are of each device, without what layers need to work."""
+    """The needs of a run on `gpus` devices. Bytes are per device, without layers' workspace."""
 
     units: Mapping[str, Unit]
-    bytes: Mapping[str, int]  # that are held together at the peak
+    bytes: Mapping[str, int]  # held together at the peak
     epochs: int
     gpus: int
 
@@ -55,11 +55,11 @@ class Estimate:
         return sum(self.bytes.values())
 
     def hours(self, rate: float) -> float:
-        """At `rate` FLOPs a second that each device achieves; what has no FLOPs is left out."""
+        """Hours at `rate` FLOPs per second per device; units without FLOPs are left out."""
         return self.flops / rate / self.gpus / 3600
 
     def hours_timed(self, seconds: Mapping[str, float]) -> float:
-        """From the seconds of each unit."""
+        """Hours from the seconds that each unit takes."""
         total = sum(self.units[name].count(self.epochs) * seconds[name] for name in self.units)
         return total / self.gpus / 3600
 
@@ -85,9 +85,9 @@ def estimate(config: Config, shapes: Shapes, objective: Objective, gpus: int) ->
 
 
 def work(config: Config, needs: Needs) -> dict[str, tuple[int, int]]:
-    """How often each unit is done: in each epoch, and once.
+    """How often each unit is done: in each epoch, and once in the run.
 
-    With potentials of the current network on some of the steps these are the most that can be.
+    With potentials of the current network on only some of the steps, these are upper bounds.
     """
     rollout, steps = config.rollout, config.rollout.num_inference_steps
     samples, every = rollout.samples_per_epoch, rollout.samples_per_epoch * steps
@@ -103,7 +103,7 @@ def work(config: Config, needs: Needs) -> dict[str, tuple[int, int]]:
     watched = max(table.watched, table.grid)
     measured = watched if table.watched else 0
     looks, drift = -(-config.epochs // table.every), min(STEPS, steps)
-    drawn = watched * (looks + 1)  # and once by the base model
+    drawn = watched * (looks + 1)  # the base model draws once more
     against_base = needs.log_p_base and not needs.on_policy
     looked = samples * (states if needs.trajectories else touched)
     first = config.update.flow_from_data or config.update.flow_warmup > 0
@@ -160,7 +160,7 @@ def timed(run: Run) -> dict[str, float]:
 
 
 def _seconds(unit: Callable[[], object]) -> float:
-    """The least of several calls, after one that does not count."""
+    """The shortest of several calls, after one that does not count."""
     times: list[float] = []
     while len(times) < 3 or sum(times[1:]) < SECONDS_AT_LEAST:
         began = time.perf_counter()

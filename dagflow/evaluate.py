@@ -1,4 +1,4 @@
-"""Draw with the base model and with the trained one on held-out seeds, and compare them."""
+"""Draw with the base and the trained model on held-out seeds, and compare them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from dagflow.types import Prompt, Trajectories
 
 
 class Drawn(NamedTuple):
-    """One model's images of N prompts, and what is known of them, on the CPU."""
+    """One model's images of N prompts, and what is known about them, on the CPU."""
 
     images: Tensor  # (N, 3, height, width)
-    raw: Tensor  # (N, R), what R rewards say, without weights
+    raw: Tensor  # (N, R), the scores of R rewards, without weights
     latents: Tensor  # (N, C, H, W), terminal states
     log_weights: Tensor  # (N,), see `dagflow.engine.temperature`
     kl: Tensor  # (N,), see `dagflow.measures.drift`; zero unless asked for
@@ -36,7 +36,7 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class Side:
-    """What rewards say of one model's images."""
+    """The scores of one model's images."""
 
     images: Tensor  # (N, 3, height, width)
     rewards: Tensor  # (N,), the weighted total
@@ -56,34 +56,34 @@ class Comparison:
 
 
 def standard_error(differences: Tensor) -> float:
-    """Of the mean of (N,) differences; 0 for a single one."""
+    """The standard error of the mean of (N,) differences; 0 for a single one."""
     return float(differences.std() / len(differences) ** 0.5) if len(differences) > 1 else 0.0
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A policy, how many steps it takes, and how many images at once."""
+    """A policy, with how many steps it takes and how many images at once."""
 
     policy: Policy
     path: GaussianPath
     batch_size: int
     seed: int
     stream: Stream = Stream.HELD_OUT
-    progress: Callable[[int], None] = ignore  # told the number of images that advanced by a step
+    progress: Callable[[int], None] = ignore  # told how many images have advanced by a step
     processes: Processes = ALONE
 
     def batches(
         self, prompts: Sequence[Prompt], log_p_base: bool = False, from_base: bool = False
     ) -> Iterator[tuple[Trajectories, Drift | None]]:
-        """Trajectories with summed log-densities, this process's; image i has the i-th noise.
+        """This process's trajectories, with summed log-densities; image i has the i-th noise.
 
-        `from_base`: with their drift from the base model.
+        `from_base`: also their drift from the base model.
         """
         steps, shape = self.path.steps, self.policy.latent_shape
         own = self.processes.own(len(prompts))
         starts = range(own.start, own.stop, self.batch_size)
         for k in range(self.processes.passes(len(starts))):
-            is_idle = k >= len(starts)  # others need this process to pass
+            is_idle = k >= len(starts)  # others need this process to take part
             start = 0 if is_idle else starts[k]
             indices = range(start, 1 if is_idle else min(start + self.batch_size, own.stop))
             part = [prompts[i] for i in indices]
@@ -116,9 +116,9 @@ class Sampler:
         log_p_base: bool = False,
         from_base: bool = False,
     ) -> Drawn:
-        """An image for each prompt, scored; of all processes.
+        """A scored image for each prompt, from all processes.
 
-        `log_p_base`: log_weights against the base model's density. `from_base`: with the drift.
+        `log_p_base`: log_weights against the base model's density. `from_base`: also the drift.
         """
 
         def own() -> list[Drawn]:
@@ -158,11 +158,11 @@ def compare(
     beta: float,
     against_base: bool,
 ) -> Comparison:
-    """Base and trained model on the sampler's noise, an image for each prompt.
+    """Compare base and trained model on the sampler's noise, with an image for each prompt.
 
-    The total is that of `rewards`; `measured` rewards are scored beside them. The temperature is
-    that of samples in proportion to exp(beta * total), beta in nats, times the base model's density
-    with `against_base`.
+    Only `rewards` make the total; `measured` rewards are scored too. The temperature is for samples
+    in proportion to exp(beta * total), with beta in nats, times the base model's density with
+    `against_base`.
     """
     asked = [*rewards, *measured]
     with sampler.policy.base():
@@ -189,7 +189,7 @@ def side(
 
 
 def drift_from(base: Drawn, now: Drawn) -> dict[str, float]:
-    """Means over images: kl in nats, noise_pred (squared), latents (root of the mean square)."""
+    """Means over images: kl in nats, noise_pred (squared), latents (root mean square)."""
     apart = ((now.latents - base.latents) ** 2).mean()
     return {
         "kl": float(now.kl.mean()),
@@ -199,13 +199,13 @@ def drift_from(base: Drawn, now: Drawn) -> dict[str, float]:
 
 
 def win_rate(base: Tensor, now: Tensor) -> float:
-    """Share of images (N,) with a reward above the base model's from the same noise; ties half."""
+    """Share of (N,) images whose reward beats the base's from the same noise; ties count half."""
     return float(((now > base).double() + 0.5 * (now == base).double()).mean())
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What is measured of one model's N images."""
+    """What is measured on one model's N images."""
 
     rewards: Tensor  # (N,)
     scores: dict[str, Tensor]  # (N,) by label
@@ -215,7 +215,7 @@ class Measured:
 
 
 def measure(one: Side, prompts: Sequence[Prompt], features: Features) -> Measured:
-    """`prompts`: those of the images, in order."""
+    """Measure one model's images. `prompts`: those of the images, in order."""
     rows = features.rows(one.images)
     return Measured(
         one.rewards,

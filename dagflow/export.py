@@ -1,4 +1,4 @@
-"""A folder of a trained LoRA for diffusers, for programs that read kohya's names, and for a hub."""
+"""Exports a trained LoRA for diffusers, for programs that read kohya's names, and for a hub."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ SHOWN = 4  # prompts of the card's example
 
 
 def find(run: Path, place: str, say: Callable[[str], None]) -> Trained:
-    """A checkpoint of a run whose LoRA other programs can load. Raises UserError."""
+    """A run's checkpoint, for export. Raises UserError if other programs could not load it."""
     config = run_folder.read_config(run)
     family, colon, _ = config.model.partition(":")
     if colon and family in ("ddpm", "world"):
         raise UserError(
-            f"'{run}' trained {config.model}, and no other program loads what is trained of a "
-            f"`{family}:` model. `dagflow sample {run}` draws with it, and the weights are in "
+            f"'{run}' trained {config.model}, and no other program loads the trained weights of "
+            f"a `{family}:` model. `dagflow sample {run}` draws with them; they are in "
             f"{run}/checkpoints."
         )
     chosen = run_folder.whole_checkpoint(run, place, say)
@@ -55,8 +55,8 @@ def export(
 ) -> list[Path]:
     """Write the folder, whole or not at all; returns its files, relative to it.
 
-    `draws`: the pictures of the card's example too, which takes the base model; so does a fused
-    pipeline. Raises UserError if the output is in use or the base model cannot be had.
+    `draws`: also draw the pictures of the card's example, which needs the base model, as a fused
+    pipeline does. Raises UserError if the output is in use or the base model is unavailable.
     """
     require_empty(output)
     output = output.resolve()
@@ -84,9 +84,9 @@ def _copy_lora(trained: Trained, folder: Path) -> None:
 
 
 def kohya(state: dict[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
-    """peft's matrices by kohya's names, lora_unet_..., with the alpha that they were trained with.
+    """peft's matrices under kohya's names, lora_unet_..., with the alpha of their training.
 
-    diffusers' own conversion takes the rank for alpha.
+    diffusers' own conversion uses the rank as alpha.
     """
     from diffusers.utils import convert_state_dict_to_kohya
 
@@ -115,7 +115,7 @@ def _copy_pictures(trained: Trained, folder: Path) -> None:
 
 
 def _draw(trained: Trained, wishes: Wishes, folder: Path) -> list[str]:
-    """What the card's example draws, by files in samples/."""
+    """Draw what the card's example draws; returns the names of the files in samples/."""
     config, rollout = trained.config, trained.config.rollout
     policy = load_policy(config.model, config.dtype, default_device(), rollout.guidance_scale)
     policy.load_weights(trained.checkpoint)

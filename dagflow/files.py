@@ -11,12 +11,12 @@ from dagflow.errors import UserError
 
 
 def unfinished(path: Path) -> Path:
-    """What a file is called while it is written."""
+    """The name of a file while it is being written."""
     return path.with_name(f".{path.name}.partial")
 
 
 def is_text(text: str) -> bool:
-    """Not half of a pair of surrogates, nor what stands for bad bytes, nor with a NUL in it."""
+    """Whether a text is valid UTF-8 (no surrogates, as bad bytes become) and contains no NUL."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -25,7 +25,7 @@ def is_text(text: str) -> bool:
 
 
 def require_text(path: str, value: Any) -> None:
-    """Raise UserError for a text that no file could hold, anywhere in the tree at a path."""
+    """Raise UserError for a text that no file could hold, anywhere in the tree at `path`."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             require_text(path, key)
@@ -34,16 +34,16 @@ def require_text(path: str, value: Any) -> None:
         for inner in value:
             require_text(path, inner)
     elif isinstance(value, str) and not is_text(value):
-        raise UserError(f"{f'{path} = ' if path else ''}{value!r}: this is no plain text in UTF-8.")
+        raise UserError(f"{f'{path} = ' if path else ''}{value!r}: it is not plain text in UTF-8.")
 
 
 def require_room(output: Path) -> None:
-    """Raise UserError where no folder can be: below a file, or behind a link to nothing."""
+    """Raise UserError where no folder can be: below a file, or behind a broken link."""
     if output.is_symlink() and not output.exists():
-        raise UserError(f"'{output}' is a link that leads nowhere. Give another --output.")
+        raise UserError(f"'{output}' is a broken link. Give another --output.")
     above = next((folder for folder in output.absolute().parents if folder.exists()), None)
     if above and not above.is_dir():
-        raise UserError(f"'{above}' is a file: no folder can be made in it. Give another --output.")
+        raise UserError(f"'{above}' is a file, so it cannot hold a folder. Give another --output.")
 
 
 def require_empty(output: Path) -> None:
@@ -57,7 +57,7 @@ def require_empty(output: Path) -> None:
 def whole(path: Path) -> Iterator[Path]:
     """A name beside the file to write to, which becomes the file at the end; makes its folder.
 
-    Where that fails nothing of it stays, and an OSError of writing names the file.
+    If that fails, nothing of it remains, and an OSError from writing names the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = unfinished(path)

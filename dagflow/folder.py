@@ -1,4 +1,4 @@
-"""The directory of a run: who may write there, its configuration, where it goes on from."""
+"""The directory of a run: who may write there, its configuration, where it resumes from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dagflow.policies.policy import Policy
 from dagflow.recipe import read_recipe
 
 CONFIG = "config.toml"
-RUNS = Path("runs")  # of those that were given no folder
+RUNS = Path("runs")  # holds the runs that were given no folder
 OWNER = ".owner.json"
 LOCK = ".lock"
 
@@ -31,20 +31,20 @@ def require_free(folder: Path) -> None:
     """Raise UserError unless a run can begin in this folder: it does not exist or is empty."""
     if (folder / CONFIG).is_file():
         raise UserError(
-            f"'{folder}' holds a run already. Go on with `dagflow train --resume "
+            f"'{folder}' already holds a run. Resume it with `dagflow train --resume "
             f"{shlex.quote(str(folder))}`, or give another --output."
         )
     require_room(folder)
-    passing = {LOCK, OWNER, unfinished(folder / CONFIG).name}  # of a start that was killed
+    passing = {LOCK, OWNER, unfinished(folder / CONFIG).name}  # left by a start that was killed
     if folder.exists() and (not folder.is_dir() or set(os.listdir(folder)) - passing):
         raise UserError(f"'{folder}' exists and is not empty. Give another --output.")
 
 
 @contextmanager
 def claimed(stem: str) -> Iterator[Path]:
-    """The first `runs/STEM-NNN` that is free, made at once: who begins with this gets another.
+    """The first free `runs/STEM-NNN`, created at once, so that a concurrent start gets another.
 
-    At the end it goes again where nothing was written.
+    At the end it is removed if nothing was written.
     """
     there, number = RUNS.exists(), 1
     while True:
@@ -53,8 +53,8 @@ def claimed(stem: str) -> Iterator[Path]:
             folder.mkdir(parents=True)
             break
         except FileNotFoundError:
-            Path.cwd()  # raises as well where that is what is not found
-            continue  # another has just taken RUNS away, as below
+            Path.cwd()  # raises too if that is what is missing
+            continue  # another process has just removed RUNS, as below
         except FileExistsError:
             if not RUNS.is_dir():
                 raise
@@ -69,7 +69,7 @@ def claimed(stem: str) -> Iterator[Path]:
 
 
 def read_config(folder: Path) -> Config:
-    """The configuration of an existing run. Raises UserError if the folder is no run."""
+    """The configuration of an existing run. Raises UserError if the folder is not a run."""
     file = folder / CONFIG
     if not file.is_file():
         raise UserError(f"'{folder}' is not a run directory: it has no {CONFIG}.")
@@ -78,7 +78,7 @@ def read_config(folder: Path) -> Config:
 
 
 def write_config(config: Config, folder: Path) -> None:
-    """The file appears whole or not at all."""
+    """Write the configuration; the file appears whole or not at all."""
     with whole(folder / CONFIG) as file:
         file.write_text(dump(config), encoding="utf-8")
 
@@ -86,17 +86,17 @@ def write_config(config: Config, folder: Path) -> None:
 def choose(
     folder: Path, place: str, policy: Policy, say: Callable[[str], None]
 ) -> checkpoint.Saved | None:
-    """The checkpoint to go on from, read; see `find`. None if there is no checkpoint yet."""
+    """Read the checkpoint to resume from; see `find`. None if there is no checkpoint yet."""
     found = find(folder, place, say)
     return checkpoint.read(found, policy) if found else None
 
 
 def find(folder: Path, place: str, say: Callable[[str], None]) -> Path | None:
-    """A run's newest checkpoint that is whole, or `place` alone.
+    """A run's newest undamaged checkpoint, or only `place`.
 
-    `place`: a checkpoint's name, the number of an epoch, `latest` or `best`. Damage is said. None
-    if there is no checkpoint yet. Raises UserError if none is whole, or not the one that was asked
-    for.
+    `place`: a checkpoint's name, the number of an epoch, `latest` or `best`. Damage is reported
+    through `say`. None if there is no checkpoint yet. Raises UserError if all are damaged, or the
+    one asked for is damaged or missing.
     """
     found = checkpoint.folders(folder / "checkpoints")
     if place:
@@ -109,12 +109,12 @@ def find(folder: Path, place: str, say: Callable[[str], None]) -> Path | None:
         first_damage = first_damage or damage
         say(f"DAMAGED: {damage}.")
     if first_damage:
-        raise UserError(f"no checkpoint to go on from is whole: {first_damage}.")
+        raise UserError(f"no undamaged checkpoint to resume from: {first_damage}.")
     return None
 
 
 def whole_checkpoint(folder: Path, place: str, say: Callable[[str], None]) -> Path:
-    """As `find`; raises UserError where there is no checkpoint yet, too."""
+    """As `find`, but raises UserError if there is no checkpoint yet."""
     found = find(folder, place, say)
     if found is None:
         raise UserError(f"the run '{folder}' has no checkpoint yet.")
@@ -133,11 +133,11 @@ def _placed(folder: Path, found: Sequence[Path], place: str) -> list[Path]:
 
 
 def go_on_from(chosen: Path, say: Callable[[str], None]) -> bool:
-    """Set newer checkpoints aside, damaged or not wanted; whether the best one stays."""
+    """Set aside newer checkpoints, damaged or unwanted; returns whether the best one stays."""
     checkpoint.sweep(chosen.parent)
     aside = checkpoint.set_aside(chosen.parent, chosen)
     if aside:
-        say(f"Going on from {chosen.name}; set aside: {', '.join(aside)}.")
+        say(f"Resuming from {chosen.name}; set aside: {', '.join(aside)}.")
     return (chosen.parent / checkpoint.BEST).exists()
 
 
@@ -145,8 +145,8 @@ def go_on_from(chosen: Path, say: Callable[[str], None]) -> bool:
 def owned(folder: Path) -> Iterator[None]:
     """Make the folder, and keep other runs out of it until the end.
 
-    The system drops the lock when the process dies, however it dies. Raises UserError, naming the
-    owner, if another run has it.
+    The system releases the lock when the process dies, however it dies. Raises UserError, naming
+    the owner, if another run holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)

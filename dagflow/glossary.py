@@ -1,4 +1,4 @@
-"""What every number that a run writes is called and means: one place for pages and documentation.
+"""The name and meaning of every number that a run writes, for pages and documentation alike.
 
 Keys may hold words in capitals that stand for any text: LABEL and OTHER for rewards, STATISTIC
 for what is measured of images, MODEL for `base`, `trained` or `reference`, STAGE for a part of an
@@ -20,12 +20,12 @@ REWARD_UNIT = "the reward's own"
 
 @dataclass(frozen=True)
 class Term:
-    """A number, or a word that is needed to read it."""
+    """A number, or a word needed to understand one."""
 
     name: str  # what people say
     meaning: str  # plain sentences
     unit: str = ""
-    better: Better = ""  # empty where neither is, or it depends
+    better: Better = ""  # empty if neither is, or it depends
 
 
 STEP: dict[str, Term] = {
@@ -33,68 +33,68 @@ STEP: dict[str, Term] = {
     "update": Term("Update", "An optimizer step, counted from 1 over the whole run."),
     "warm_up": Term(
         "Warm-up step",
-        "A step that trains only the objective's own parameters, on the first epoch's samples, "
-        "before all updates.",
+        "A step before the first update that trains only the objective's own parameters, on the "
+        "first epoch's samples.",
     ),
     "beta": Term(
         "beta",
-        "Inverse temperature at this step: the target is exp(beta x reward). Higher asks for "
-        "better images and for less variety.",
+        "Inverse temperature at this step: the target is exp(beta x reward). Higher values ask for "
+        "better images and less variety.",
     ),
     "loss": Term(
         "Loss",
-        "Mean of the objective's loss. Its target moves as the policy does and as beta rises, so "
-        "it need not fall while training goes well; for kl it may be negative.",
+        "Mean of the objective's loss. Its target moves with the policy and as beta rises, so it "
+        "need not fall when training goes well; for kl it may be negative.",
         better="lower",
     ),
     "residual": Term(
         "Residual",
-        "Mean of delta, by how much the balance condition is missed. Zero at the balance; errors "
-        "of both signs cancel.",
+        "Mean of delta, the amount by which the balance condition is missed. Zero at balance, but "
+        "errors of opposite sign cancel.",
     ),
     "clip_fraction": Term(
         "Clipped share",
-        "Share of transitions whose importance ratio has left 1 +- clip, and which therefore do "
-        "not count. Near 1 most of the epoch's samples are stale.",
+        "Share of transitions whose importance ratio has left 1 +- clip, so that moving it further "
+        "out gains nothing. Near 1, most of the epoch's samples are stale.",
         "share",
         "lower",
     ),
     "log_z_learned": Term(
         "Learned log Z",
         "Mean of the objective's own estimate of log Z, on the scale of log_density: with mean, "
-        "for one latent value.",
+        "per latent value.",
         "nats",
     ),
     "log_z_group": Term(
         "Group log Z",
         "Mean estimate of log Z from the trajectories of one prompt, on the scale of log_density: "
-        "with mean, for one latent value.",
+        "with mean, per latent value.",
         "nats",
     ),
     "advantage_abs": Term("Size of the advantage", "Mean absolute advantage of a trajectory."),
     "log_ratio": Term(
         "Log ratio",
-        "Mean of log p - log p_old for one latent value: how far the policy has moved since the "
+        "Mean of log p - log p_old per latent value: how far the policy has moved since the "
         "epoch's images were sampled. 0 in an epoch's first step, up to rounding.",
-        "nats for a latent value",
+        "nats per latent value",
     ),
     "regulariser": Term(
         "Regulariser",
-        "Mean squared difference between the current and the sampling network's noise prediction, "
-        "without its coefficient.",
+        "Mean squared difference between the noise predictions of the current and the sampling "
+        "network, without its coefficient.",
     ),
     "policy_grad_norm": Term(
         "Gradient norm, policy",
-        "Length of the policy's gradient before it is clipped to update.max_grad_norm.",
+        "Norm of the policy's gradient before it is clipped to update.max_grad_norm.",
     ),
     "flow_grad_norm": Term(
         "Gradient norm, flow",
-        "Length of the gradient of the objective's own parameters (flow network or log Z) before "
-        "it is clipped.",
+        "Norm of the gradient of the objective's own parameters (flow network or log Z) before it "
+        "is clipped.",
     ),
     "skipped": Term(
         "Skipped step",
-        "How many steps in a row were not taken because a loss or gradient was not finite.",
+        "How many steps in a row were skipped because a loss or gradient was not finite.",
         "steps",
         "lower",
     ),
@@ -103,14 +103,14 @@ STEP: dict[str, Term] = {
 EPOCH: dict[str, Term] = {
     "reward_mean": Term(
         "Reward in training",
-        "Mean total reward of the epoch's images, sampled before its updates. Prompts and noise "
-        "differ from epoch to epoch.",
+        "Mean total reward of the epoch's images, which are sampled before its updates. Prompts "
+        "and noise differ from epoch to epoch.",
         REWARD_UNIT,
         "higher",
     ),
     "reward_std": Term(
         "Deviation of the reward",
-        "Standard deviation of the total reward over the epoch's images, not of its mean.",
+        "Standard deviation of the total reward over the epoch's images, not of their mean.",
         REWARD_UNIT,
     ),
     "rewards.LABEL.mean": Term(
@@ -124,8 +124,8 @@ EPOCH: dict[str, Term] = {
     ),
     "rewards.LABEL.share": Term(
         "Share of {LABEL}",
-        "How much of the spread of the total reward comes from this one. Shares add up to 1; one "
-        "that pulls against the others has a negative share.",
+        "How much of the spread of the total reward comes from this one. Shares add up to 1; a "
+        "reward that pulls against the others has a negative share.",
         "share",
     ),
     "rewards.LABEL.effective_beta": Term(
@@ -144,31 +144,31 @@ EPOCH: dict[str, Term] = {
     ),
     "correlation.LABEL.OTHER": Term(
         "Correlation of {LABEL} and {OTHER}",
-        "Between what two rewards add to the total: below 0 they pull against one another.",
+        "Correlation of what two rewards add to the total: below 0, they pull against each other.",
         "-1 to 1",
     ),
     "temperature.slope": Term(
         "Slope",
         "Slope of an image's log-density against its reward, within prompts. It reaches beta (in "
-        "nats, for the summed log-density) when samples come in proportion to exp(beta x reward).",
-        "nats for a unit of reward",
+        "nats, for the summed log-density) when samples are in proportion to exp(beta x reward).",
+        "nats per unit of reward",
     ),
     "temperature.log_z": Term(
         "log Z",
         "Estimate of the log of the target's total mass for a prompt, from the samples of one "
-        "epoch. Only its changes tell something.",
+        "epoch. Only its changes mean anything.",
         "nats",
     ),
     "temperature.ess": Term(
         "Effective samples",
-        "Effective share of the samples once they are weighed towards the target: 1 at best, one "
-        "over a prompt's images at worst.",
+        "Effective share of the samples once they are weighted towards the target: 1 at best, one "
+        "divided by the number of a prompt's images at worst.",
         "share",
         "higher",
     ),
     "gain": Term(
         "Gain",
-        "How far the mean reward in training stands above that of the first epoch, in standard "
+        "How far the mean reward in training is above that of the first epoch, in standard "
         "deviations of the first epoch's rewards.",
         "deviations",
         "higher",
@@ -178,28 +178,27 @@ EPOCH: dict[str, Term] = {
 HELD_OUT: dict[str, Term] = {
     "held_out.reward_mean": Term(
         "Reward, held out",
-        "Mean total reward of images from noise that training never uses, and from prompts that it "
-        "does not use where their source holds some back, the "
-        "same every time.",
+        "Mean total reward of images from noise that training never uses and, if the prompt source "
+        "holds some back, from prompts that it never uses. They are the same every time.",
         REWARD_UNIT,
         "higher",
     ),
     "held_out.reward_std": Term(
         "Deviation, held out",
-        "Standard deviation of the total reward over the held-out images, not of its mean.",
+        "Standard deviation of the total reward over the held-out images, not of their mean.",
         REWARD_UNIT,
     ),
     "held_out.reward_change": Term(
         "Change over the base model",
-        "Mean difference in reward between the trained and the base model's image from the same "
-        "prompt and noise.",
+        "Mean difference in reward between the trained model's and the base model's image from the "
+        "same prompt and noise.",
         REWARD_UNIT,
         "higher",
     ),
     "held_out.reward_change_error": Term(
         "Error of the change",
         "Standard error of that mean difference: about 95 % of such measurements fall within two "
-        "of them of the truth.",
+        "standard errors of the truth.",
         REWARD_UNIT,
         "lower",
     ),
@@ -212,22 +211,22 @@ HELD_OUT: dict[str, Term] = {
     ),
     "held_out.rewards.LABEL": Term(
         "{LABEL}, held out",
-        "Mean of this reward over the held-out images, without its weight, whether it is trained "
-        "on or only measured.",
+        "Mean of this reward over the held-out images, without its weight; training may use it or "
+        "only measure it.",
         REWARD_UNIT,
         "higher",
     ),
     "held_out.diversity": Term(
         "Diversity",
         "Mean distance between two images of the same prompt, in the features that the run names "
-        "(pixels: root mean square, 0 to 1). A fall says that images of a prompt grow alike.",
+        "(pixels: root mean square, 0 to 1). If it falls, images of a prompt are growing alike.",
         "distance",
         "higher",
     ),
     "held_out.vendi": Term(
         "Vendi score",
-        "Effective number of different images of a prompt, from 1 (all alike) to how many there "
-        "are.",
+        "Effective number of different images of a prompt, from 1 (all alike) to the number "
+        "compared.",
         "images",
         "higher",
     ),
@@ -235,7 +234,7 @@ HELD_OUT: dict[str, Term] = {
     "held_out.saturation": Term("Saturation", "Mean strength of the colours.", "0 to 1"),
     "held_out.colour_entropy": Term(
         "Colour entropy",
-        "How evenly an image's pixels are spread over colours; low for few flat colours.",
+        "How evenly an image's pixels are spread over the colours; low for a few flat colours.",
         "bits",
     ),
     "held_out.edge_density": Term(
@@ -257,8 +256,8 @@ HELD_OUT: dict[str, Term] = {
     ),
     "held_out.drift.latents": Term(
         "Drift of latents",
-        "Root mean square difference between the terminal latents that both models reach from the "
-        "same noise.",
+        "Root mean square difference between the terminal latents that the two models reach from "
+        "the same noise.",
     ),
 }
 
@@ -275,10 +274,14 @@ ALARM: dict[str, Term] = {
         "images; of diversity, as a share of the base model's.",
         "deviations",
     ),
-    "limit": Term("Limit", "The shift from which on an alarm is raised.", "deviations"),
+    "limit": Term(
+        "Limit",
+        "The shift, beyond what the reward explains, above which an alarm is raised.",
+        "deviations",
+    ),
     "gain": Term(
         "Gain, held out",
-        "How far the held-out reward had risen by then, in deviations of the base model's images.",
+        "How far the held-out reward had risen, in deviations of the base model's images.",
         "deviations",
     ),
 }
@@ -286,16 +289,16 @@ ALARM: dict[str, Term] = {
 TIMINGS: dict[str, Term] = {
     "epoch": STEP["epoch"],
     "rollout_seconds": Term(
-        "Rollout", "Time to sample the epoch's images and to score intermediate ones.", "seconds"
+        "Rollout", "Time to sample the epoch's images and score intermediate ones.", "seconds"
     ),
     "score_seconds": Term("Score", "Time spent waiting for rewards after that.", "seconds"),
-    "warm_up_seconds": Term("Warm-up", "Time for the warm-up of the flow network.", "seconds"),
+    "warm_up_seconds": Term("Warm-up", "Time to warm up the flow network.", "seconds"),
     "update_seconds": Term("Update", "Time for the epoch's optimizer steps.", "seconds"),
     "watch_seconds": Term(
-        "Watch", "Time to draw held-out images after the epoch, and to measure them.", "seconds"
+        "Watch", "Time to draw and measure held-out images after the epoch.", "seconds"
     ),
     "grid_seconds": Term(
-        "Grid", "The same in older runs, which drew without measuring.", "seconds"
+        "Grid", "The same for older runs, which drew images without measuring them.", "seconds"
     ),
     "STAGE_seconds": Term("{STAGE}", "Time for this part of the epoch.", "seconds"),
 }
@@ -304,20 +307,20 @@ REPORT: dict[str, Term] = {
     "version": Term("Format", "Version of the format of report.json."),
     "dagflow": Term("dagflow", "Version of dagflow that wrote the report."),
     "model": Term("Model", "The base model."),
-    "objective": Term("Objective", "What training minimises; it decides which target is aimed at."),
+    "objective": Term("Objective", "What training minimises; it decides the target."),
     "seed": Term("Seed", "Decides prompts, noise and initial weights."),
-    "ended": Term("Ended", "Whether the run had come to its end."),
+    "ended": Term("Ended", "Whether the run had ended."),
     "reward_calls": Term(
         "Reward calls",
-        "Images that rewards were asked about in training, intermediate ones included: the cost of "
+        "Number of images that rewards scored in training, including intermediate ones: a cost of "
         "the run that does not depend on the machine.",
         "images",
         "lower",
     ),
-    "images": Term("Held-out images", "Pairs of images that were compared.", "images"),
+    "images": Term("Held-out images", "How many pairs of images were compared.", "images"),
     "checkpoint": Term("Checkpoint", "The checkpoint that was evaluated."),
-    "prompts": Term("Prompts", "Text of each held-out image, in order."),
-    "features": Term("Features", "In which features diversity and distances are measured."),
+    "prompts": Term("Prompts", "Prompt of each held-out image, in order."),
+    "features": Term("Features", "Features in which diversity and distances are measured."),
     "reward.base": Term(
         "Reward, base", "Mean total reward of the base model's images.", REWARD_UNIT
     ),
@@ -335,8 +338,8 @@ REPORT: dict[str, Term] = {
     ),
     "reward.interval": Term(
         "95 % interval",
-        "Range that holds the true mean change in 95 of 100 such measurements with other held-out "
-        "noise. It says nothing about other training seeds.",
+        "A range that would contain the true mean change in 95 of 100 such measurements with other "
+        "held-out noise. It says nothing about other training seeds.",
         REWARD_UNIT,
     ),
     "reward.win_rate": HELD_OUT["held_out.win_rate"],
@@ -354,12 +357,12 @@ REPORT: dict[str, Term] = {
     ),
     "rewards.LABEL.win_rate": Term(
         "Win rate, {LABEL}",
-        "Share of images that this reward prefers to the base model's from the same noise.",
+        "Share of images that this reward prefers to the base model's image from the same noise.",
         "share",
         "higher",
     ),
     "rewards.LABEL.trained_on": Term(
-        "Trained on", "Whether training saw this reward; one that it never saw is a fairer judge."
+        "Trained on", "Whether training used this reward; one that it never used is a fairer judge."
     ),
     "per_image.MODEL": Term(
         "Rewards by image, {MODEL}",
@@ -379,7 +382,7 @@ REPORT: dict[str, Term] = {
     "statistics.STATISTIC.shift": Term(
         "Shift of {STATISTIC}",
         "Difference of the two means, in standard deviations of the base model's images: beyond "
-        "about 1 the pictures look different.",
+        "about 1, the pictures look different.",
         "deviations",
     ),
     "drift.kl": HELD_OUT["held_out.drift.kl"],
@@ -387,26 +390,26 @@ REPORT: dict[str, Term] = {
     "drift.latents": HELD_OUT["held_out.drift.latents"],
     "from_base.fid": Term(
         "Fréchet distance",
-        "Between trained and base images, as Gaussians in the features. It grows by chance too "
-        "where images are few, and is no measure of quality.",
+        "Between trained and base images, as Gaussians in the features. With few images it grows "
+        "by chance too, and it does not measure quality.",
     ),
     "from_base.kid": Term(
         "Kernel distance",
-        "Between trained and base images in the features, without bias by their number; near 0, or "
-        "below, they cannot be told apart.",
+        "Between trained and base images in the features, not biased by their number; near or "
+        "below 0, they cannot be told apart.",
     ),
     "ranked.MODEL": Term(
-        "Best, median, worst", "Places of the images with such rewards, {MODEL} model."
+        "Best, median, worst", "Positions of the images with these rewards, {MODEL} model."
     ),
     "alarms": Term(
-        "Alarms at the end", "What a look at the held-out images of the report would have raised."
+        "Alarms at the end", "Alarms that a look at the report's held-out images would have raised."
     ),
     "temperature.beta": Term("Final beta", STEP["beta"].meaning),
     "temperature.due": Term(
-        "Slope that is due",
-        "beta in nats, for the summed log-density: what the slope would be if samples came in "
+        "Target slope",
+        "beta in nats, for the summed log-density: what the slope would be if samples were in "
         "proportion.",
-        "nats for a unit of reward",
+        "nats per unit of reward",
     ),
     "temperature.slope": EPOCH["temperature.slope"],
     "temperature.log_z": EPOCH["temperature.log_z"],
@@ -420,7 +423,7 @@ REPORT: dict[str, Term] = {
     ),
     "distances.MODEL.energy": Term(
         "Energy distance, {MODEL}",
-        "Distance of whole samples from the exact target's; 0 for equal laws.",
+        "Distance of whole samples from the exact target's; 0 for equal distributions.",
         "",
         "lower",
     ),
@@ -428,10 +431,13 @@ REPORT: dict[str, Term] = {
 
 WORDS: dict[str, Term] = {
     "held-out": Term(
-        "Held out", "Of prompts and noise that training never uses, the same for all models."
+        "Held out",
+        "From noise that training never uses, and where the prompt source holds some "
+        "back, from prompts that it never uses; the same for all models.",
     ),
     "deviation": Term(
-        "Deviation", "Standard deviation: about two thirds of single values lie within one of it."
+        "Deviation",
+        "Standard deviation: about two thirds of single values lie within one of the mean.",
     ),
     "interval": REPORT["reward.interval"],
     "base": Term("Base model", "The model before training; every change is measured from it."),
@@ -459,10 +465,10 @@ TITLES = {
 
 
 def explain(key: str, group: str = "") -> Term | None:
-    """The term of a key such as `rewards.aesthetic.mean`, its labels filled in; None if unknown.
+    """The term of a key such as `rewards.aesthetic.mean`, with labels filled in; None if unknown.
 
-    Exact keys come before patterns. `group`, one of GROUPS, is searched first: `gain` is one thing
-    in an epoch's record and another in an alarm's.
+    Exact keys come before patterns. `group`, one of GROUPS, is searched first: `gain` means one
+    thing in an epoch's record and another in an alarm's.
     """
     first = [GROUPS[group]] if group else []
     for terms in [*first, *GROUPS.values()]:

@@ -1,4 +1,4 @@
-"""What a run shows of its model at the end: a comparison with the base model."""
+"""What a run shows at the end: a comparison of its model with the base model."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from dagflow.worlds.rewards import Density, Ratio
 
 @dataclass(frozen=True)
 class Stopped:
-    """A run that has gained enough (`stop_at_gain`), or was ended by an alarm."""
+    """A run that has gained enough (`stop_at_gain`), or that an alarm has ended."""
 
-    epochs: int  # that were done
+    epochs: int  # done
     gain: float  # in deviations of the first epoch's rewards
     alarms: tuple[Alarm, ...] = ()
     went_back: bool = False  # to a checkpoint before them
@@ -52,9 +52,9 @@ class Outcome:
 
 
 def evaluate(run: Run, config: Config, position: Position, ended: bool) -> Evaluation:
-    """Draw with both models, and write pictures of the first seeds, and report.json.
+    """Draw with both models, and write pictures of the first seeds and report.json.
 
-    `ended`: whether the run has come to its end.
+    `ended`: whether the run has ended.
     """
     count, beta = config.evaluate.images, beta_in_nats(run, config)
     prompts = cycle(run.heldout, count)
@@ -92,9 +92,9 @@ def beta_in_nats(run: Run, config: Config) -> float:
 
 
 def evaluate_checkpoint(run: Run, place: str = "") -> Evaluation:
-    """Evaluate the newest whole checkpoint of a run's folder, or `place` alone.
+    """Evaluate the newest undamaged checkpoint of a run's folder, or only `place`.
 
-    Raises UserError if there is none, or it is none of this configuration.
+    Raises UserError if there is none, or it does not fit this configuration.
     """
     with closing(run):
         saved = read(whole_checkpoint(run.folder, place, run.watcher.say), run.policy)
@@ -105,7 +105,7 @@ def evaluate_checkpoint(run: Run, place: str = "") -> Evaluation:
 
 
 def _aims_at_the_truth(run: Run, beta: float) -> bool:
-    """Whether reward, beta and prior make a world's own target the one of this run."""
+    """Whether reward, beta and prior make the world's own target this run's target."""
     due = Ratio if run.learner.keeps_base else Density
     exact = len(run.rewards) == 1 and type(run.rewards[0].reward) is due
     return exact and run.rewards[0].weight == beta == 1 and not run.rewards[0].normalise_epochs

@@ -1,6 +1,6 @@
 """Where a run's numbers come from: one line of RUN/sessions.jsonl for each start or resume.
 
-The name of the host is left out on purpose: runs are shown to others.
+The host's name is left out on purpose, because runs are shown to others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PACKAGES = ("torch", "diffusers", "peft", "transformers", "accelerate")
 
 
 def record(folder: Path, processes: int) -> None:
-    """Append what is known of this session to the run's file."""
+    """Append what is known about this session to the run's file."""
     try:
         with (folder / FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(session(processes)) + "\n")
@@ -33,7 +33,7 @@ def record(folder: Path, processes: int) -> None:
 
 
 def session(processes: int) -> dict[str, Any]:
-    """Time, command, code, versions and hardware; None where a machine does not tell."""
+    """Time, command, code, versions and hardware; None where the machine does not say."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["dagflow", *sys.argv[1:]]),
@@ -50,7 +50,7 @@ def session(processes: int) -> dict[str, Any]:
 
 
 def _commit(folder: Path) -> str | None:
-    """Of the checkout that dagflow is imported from, with `-dirty` if its files have changed."""
+    """The commit of dagflow's checkout, if any, with `-dirty` if its files have changed."""
     if not (folder / ".git").exists():
         return None
     commit = _git(folder, "rev-parse", "HEAD")

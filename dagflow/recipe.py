@@ -1,4 +1,4 @@
-"""Recipes: complete runs as TOML files, each perhaps an extension of another."""
+"""Recipes: complete runs as TOML files, which may extend others."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from tomlkit import TOMLDocument
 
 DEFAULT = "tiny"
-EXTENDS = "extends"  # the key that names the recipe on which another stands
-REPLACED = {"rewards", "prompts"}  # not merged: one's own are meant instead
+EXTENDS = "extends"  # the key that names the recipes that a recipe extends
+REPLACED = {"rewards", "prompts"}  # not merged: a recipe's own replace those that it extends
 
 
 def recipes() -> dict[str, Path]:
@@ -30,22 +30,23 @@ def recipe_help(path: Path) -> str:
 def read_recipe(name: str) -> dict[str, Any]:
     """The tree of a built-in recipe, or of a TOML file.
 
-    One that `extends` others stands on them, in their order. Tables are merged key by key, but its
-    rewards replace theirs, as `--reward` does, and so do its prompts.
+    A recipe that `extends` others builds on them, in their order. Tables are merged key by key,
+    except that its rewards replace theirs, as `--reward` does, and so do its prompts.
 
-    A file that it extends is sought beside it. Raises UserError if there is no such recipe or file,
-    if the file is not TOML, or if recipes extend one another in a circle.
+    A file that it extends is looked for beside it. Raises UserError if there is no such recipe or
+    file, if the file is not TOML, or if recipes extend one another in a circle.
     """
     return dict(document(name).unwrap())
 
 
 def document(name: str, within: tuple[Path, ...] = ()) -> TOMLDocument:
-    """The same with its comments. `within` are the files that extend it, the nearest last."""
+    """As `read_recipe`, with comments. `within`: the files that extend it, the nearest last."""
     folder = within[-1].parent if within else Path()
     path = recipes().get(name, folder / name)
     chain = (*within, path)
     if path in within:
-        raise UserError(f"{' extends '.join(map(str, chain))}, a circle.")
+        loop = " extends ".join(map(str, chain))
+        raise UserError(f"recipes extend one another in a circle: {loop}.")
     own = _read(name, path)
     bases = _bases(path, own.pop(EXTENDS, []))
     if not bases:
@@ -59,12 +60,12 @@ def document(name: str, within: tuple[Path, ...] = ()) -> TOMLDocument:
 def _bases(path: Path, value: object) -> list[str]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path}: {EXTENDS} = {value!r}; names of recipes or files are due.")
+        raise UserError(f"{path}: {EXTENDS} = {value!r}: expected names of recipes or files.")
     return [str(name) for name in names]
 
 
 def _read(name: str, path: Path) -> TOMLDocument:
-    import tomlkit  # which `dagflow --help` does without
+    import tomlkit  # here, because `dagflow --help` does not need it
     from tomlkit.exceptions import TOMLKitError
 
     try:

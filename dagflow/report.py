@@ -1,4 +1,4 @@
-"""What a finished run has to say, as JSON: report.json in its folder."""
+"""The results of a finished run as JSON: report.json in its folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dagflow.truth import Truth
 VERSION = 2  # of the format
 NAME = "report.json"
 RANKED = 4  # images of each rank
-LISTED = 4096  # images whose numbers are listed one by one
+LISTED = 4096  # most images whose numbers are listed one by one
 
 
 def report(
@@ -37,11 +37,11 @@ def report(
     features: Features,
     ended: bool,
 ) -> dict[str, Any]:
-    """Numbers alone: what rewards, diversity, looks and drift are, and how sure that is.
+    """Numbers alone: rewards, diversity, looks and drift, and how certain they are.
 
-    In a world also distances to the truth. `checkpoint`: the name of the one that was evaluated;
-    `beta`: the final one in nats, which the temperature's slope is due to be. `ended`: whether the
-    run has come to its end.
+    In a world, also distances from the truth. `checkpoint`: the name of the evaluated one; `beta`:
+    the final one in nats, which the temperature's slope should equal; `ended`: whether the run has
+    ended.
     """
     prompts, images = comparison.prompts, (comparison.base.images, comparison.trained.images)
     base, now = (measure(one, prompts, features) for one in (comparison.base, comparison.trained))
@@ -87,7 +87,7 @@ def report(
 
 
 def change_of(base: Tensor, now: Tensor) -> dict[str, Any]:
-    """Of a reward of N images from the same noise."""
+    """The change of a reward over N pairs of images from the same noise."""
     return {
         "base": float(base.mean()),
         "trained": float(now.mean()),
@@ -108,9 +108,9 @@ def _looks(base: Measured, now: Measured) -> dict[str, dict[str, float]]:
 
 
 def ranked(rewards: Tensor) -> list[list[int]]:
-    """The places of the best, the middle and the worst images, of (N,) rewards, four of each.
+    """The positions of the best, middle and worst images by (N,) rewards, four of each.
 
-    Fewer where there are not twelve.
+    Fewer if there are not twelve images.
     """
     order = rewards.argsort(descending=True, stable=True).tolist()
     count = min(RANKED, max(1, len(order) // 3))
@@ -119,7 +119,7 @@ def ranked(rewards: Tensor) -> list[list[int]]:
 
 
 def has_ended(run: Path) -> bool:
-    """Whether the run in this folder came to its end; older reports were written then alone."""
+    """Whether the run in this folder has ended; older versions reported only then."""
     try:
         numbers = json.loads((run / NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -128,6 +128,6 @@ def has_ended(run: Path) -> bool:
 
 
 def write(numbers: Mapping[str, Any], path: Path) -> None:
-    """The file appears whole or not at all."""
+    """Write a report; the file appears whole or not at all."""
     with whole(path) as file:
         file.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")

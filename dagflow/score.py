@@ -1,4 +1,4 @@
-"""Rewards of picture files, for people who never train."""
+"""Scores of picture files, for people who never train."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from dagflow.types import Prompt
 
 Item = tuple[Path, str, Tensor]
 
-DEEP = {"I;16", "I;16B", "I;16L"}  # grey, of 16 bits
+DEEP = {"I;16", "I;16B", "I;16L"}  # 16-bit grey
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A picture, the text that it was scored with, and each reward's raw score."""
+    """A picture, the prompt that it was scored with, and each reward's raw score."""
 
     path: Path
     prompt: str
@@ -35,9 +35,9 @@ class Scored:
 
 
 def find_pictures(patterns: Iterable[str]) -> list[Path]:
-    """The picture files that paths, folders (not those within) and patterns name, each once.
+    """The picture files that paths, folders (without subfolders) and patterns name, each once.
 
-    Raises UserError for one that names none, or that is no pattern.
+    Raises UserError for one that names no picture, or that is not a valid pattern.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
@@ -52,7 +52,7 @@ def find_pictures(patterns: Iterable[str]) -> list[Path]:
 
 
 def prompt_beside(picture: Path) -> str | None:
-    """The text in the .txt file of the same name, or None. Raises UserError if it is no text."""
+    """The text in the .txt file of the same name, or None. Raises UserError if it is not text."""
     beside = picture.with_suffix(".txt")
     try:
         return beside.read_text(encoding="utf-8-sig").strip() if beside.is_file() else None
@@ -69,8 +69,8 @@ def score_files(
 ) -> Iterator[Scored]:
     """Score pictures with their prompts, neighbours of one size together.
 
-    Transparency is dropped, as the originals of the rewards do; EXIF orientation is heeded. A file
-    that cannot be read is left out, and why goes into `unreadable`. Raises what `ask` raises.
+    Transparency is dropped, as in the original rewards; EXIF orientation is applied. A file that
+    cannot be read is skipped, and the reason goes into `unreadable`. Raises what `ask` raises.
     """
     for _, group in groupby(_readable(pictures, unreadable), key=lambda item: item[2].shape):
         for batch in _batches(group, batch_size):
@@ -101,7 +101,7 @@ def _read(path: Path) -> Tensor:
     """(3, height, width), float32 in [0, 1]."""
     with Image.open(path) as picture:
         if picture.mode in ("I", "F"):
-            raise ValueError(f"nothing says which of its numbers is white (mode {picture.mode})")
+            raise ValueError(f"nothing says which of its values is white (mode {picture.mode})")
         if picture.mode in DEEP:
             grey = torch.from_numpy(np.asarray(picture).astype(np.float32) / (2**16 - 1))
             return grey.expand(3, -1, -1)

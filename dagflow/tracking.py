@@ -1,6 +1,6 @@
-"""Trackers that are told what a run logs, through accelerate: TensorBoard, wandb, Trackio.
+"""Trackers that receive what a run logs, through accelerate: TensorBoard, wandb, Trackio.
 
-They decide nothing. One that fails is left out, and the run goes on.
+They affect nothing. A tracker that fails is dropped, and the run continues.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from dagflow.errors import RunError, UserError, described
 if TYPE_CHECKING:
     from accelerate.tracking import TensorBoardTracker
 
-LEAST = {"tensorboard": "2.20", "trackio": "0.43", "wandb": "0.31"}  # versions that will do
-FOLDER = "tracking"  # in the run's
+LEAST = {"tensorboard": "2.20", "trackio": "0.43", "wandb": "0.31"}  # oldest versions supported
+FOLDER = "tracking"  # in the run directory
 WARM_UP, UPDATE = "warm_up", "update"  # what steps count; each counts from 1
 
 
@@ -35,8 +35,8 @@ class Place:
 
     folder: Path  # of the run
     project: str
-    key: str  # the run's own, and the same when it resumes
-    steps: Mapping[str, int]  # that are done already, by what they count
+    key: str  # the run's own, unchanged when it resumes
+    steps: Mapping[str, int]  # already done, by what they count
 
     @property
     def has_begun(self) -> bool:
@@ -44,26 +44,26 @@ class Place:
 
 
 class Tracker(Protocol):
-    """One of them, told what dagflow's records mean."""
+    """A tracker, told what dagflow's records mean."""
 
     def configure(self, values: dict[str, Any]) -> None:
-        """The configuration, flat."""
+        """Take the configuration, flat."""
 
     def log(self, values: Record, step: int, counts: str) -> None:
-        """Numbers and texts at a step; `counts`: WARM_UP or UPDATE."""
+        """Take numbers and texts at a step; `counts`: WARM_UP or UPDATE."""
 
     def picture(self, name: str, file: Path, step: int) -> None:
-        """A PNG at an update."""
+        """Take a PNG at an update."""
 
     def finish(self, whole: bool) -> None:
         """Nothing more will come; `whole`: the run ended well."""
 
     def link(self) -> str:
-        """How a person gets to see it."""
+        """How a person can see it."""
 
 
 class TensorBoard:
-    """Event files in the run's folder; of a resumed run, what is done again replaces the old."""
+    """Event files in the run's folder; when a run resumes, what it redoes replaces the old."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
@@ -71,14 +71,14 @@ class TensorBoard:
         self._writer(UPDATE)
 
     def _writer(self, counts: str) -> TensorBoardTracker:
-        """Warm-up steps have a writer of their own: those of one writer are cut back together."""
+        """Warm-up steps have their own writer, since a writer purges all of its steps together."""
         if counts not in self._writers:
             from accelerate.tracking import TensorBoardTracker
 
             name = "tensorboard" if counts == UPDATE else "tensorboard/warm-up"
             again = self._place.steps[counts] + self._place.has_begun
             tracker = TensorBoardTracker(name, self._place.folder / FOLDER, purge_step=again)
-            tracker.main_process_only = False  # whoever has trackers is the main process
+            tracker.main_process_only = False  # only the main process has trackers
             tracker.start()
             self._writers[counts] = tracker
         return self._writers[counts]
@@ -151,7 +151,7 @@ class WandB:
 
 
 class Trackio:
-    """Kept where Trackio keeps all projects of this machine."""
+    """Kept where Trackio keeps all projects on this machine."""
 
     def __init__(self, place: Place) -> None:
         from accelerate.tracking import TrackioTracker
@@ -159,7 +159,7 @@ class Trackio:
         self._project = place.project
         name = f"{place.folder.name}-{place.key}"
         self._tracker = TrackioTracker(place.project, name=name, resume="allow")
-        with redirect_stdout(StringIO()):  # it greets
+        with redirect_stdout(StringIO()):  # it prints a greeting
             self._tracker.start()
 
     def configure(self, values: dict[str, Any]) -> None:
@@ -205,7 +205,7 @@ def require(names: tuple[str, ...]) -> None:
 
 
 class Trackers:
-    """Those of a run that still work; none before they begin, and none beside the main process."""
+    """The trackers of a run that still work; none before they begin, or in other processes."""
 
     def __init__(self, config: Config, say: Callable[[str], None]) -> None:
         self._config, self._say = config, say
@@ -214,7 +214,7 @@ class Trackers:
 
     @contextmanager
     def begun(self, folder: Path, update: int, warm_up: int) -> Iterator[None]:
-        """From so many steps on; raises RunError if one cannot begin, unless it did before."""
+        """Track from these steps on; raises RunError if a tracker cannot begin that never did."""
         self._begin(folder, {UPDATE: update, WARM_UP: warm_up})
         whole = False
         try:
@@ -229,7 +229,7 @@ class Trackers:
             return
         from accelerate import PartialState
 
-        PartialState(cpu=True)  # accelerate's trackers log their doings, which asks for it
+        PartialState(cpu=True)  # the logging of accelerate's trackers needs it
         for name in dict.fromkeys(names):
             file = folder / FOLDER / f"{name}-key"
             key = file.read_text() if file.is_file() else secrets.token_hex(4)
@@ -248,7 +248,7 @@ class Trackers:
             self._say(f"Tracking: {tracker.link()}")
 
     def record(self, record: Record) -> None:
-        """A line of metrics.jsonl; with a text in it, as an alarm has, it is one text."""
+        """Take a line of metrics.jsonl; if it has a text, as an alarm has, it becomes one text."""
         step, counts, values = self._placed(record)
         self._each(lambda tracker: tracker.log(values, step, counts))
 
@@ -263,7 +263,7 @@ class Trackers:
         return self._update, UPDATE, record
 
     def picture(self, name: str, file: Path) -> None:
-        """A picture that the run has drawn."""
+        """Take a picture that the run has drawn."""
         self._each(lambda tracker: tracker.picture(name, file, self._update))
 
     def _each(self, work: Callable[[Tracker], None]) -> None:
@@ -275,7 +275,7 @@ class Trackers:
                 self._leave_out(name, error)
 
     def _leave_out(self, name: str, error: Exception) -> None:
-        self._say(f"Tracker '{name}' is left out from here on: {described(error)}.")
+        self._say(f"Tracker '{name}' is dropped from here on: {described(error)}.")
 
 
 def flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:

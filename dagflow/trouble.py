@@ -1,4 +1,4 @@
-"""What a run does about a device that is too small and numbers that are not finite."""
+"""What a run does when a device is too small or numbers are not finite."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from dagflow.prepare import Run
 
 
 def smaller(run: Run) -> Run | None:
-    """The same run with half the micro-batch and half the batch of a rollout; None at one each.
+    """The same run with half the micro-batch and half the rollout batch; None if both are 1.
 
-    What is sampled and trained on stays the same; how it is divided changes rounding alone.
+    What is sampled and trained on stays the same; dividing it differently only changes rounding.
     """
     config = run.config
     rollout, update = config.rollout.batch_size, config.update.microbatch_size
@@ -33,7 +33,7 @@ def smaller(run: Run) -> Run | None:
         }
     )
     run.watcher.say(
-        f"Out of memory: going on with rollout.batch_size = {half[0]} and "
+        f"Out of memory: continuing with rollout.batch_size = {half[0]} and "
         f"update.microbatch_size = {half[1]}; what is computed stays the same."
     )
     return replace(run, config=changed, learner=replace(run.learner, settings=settings))

@@ -1,4 +1,4 @@
-"""The model as it learns, against the base model: the same prompts and noise after each epoch."""
+"""Watches the model as it learns, against the base model, on the same prompts and noise."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from dagflow.evaluate import (
 from dagflow.files import whole
 from dagflow.prepare import Run
 
-PREFIX = "held_out."  # of its numbers in the metrics
+PREFIX = "held_out."  # of a look's numbers in the metrics
 COLUMNS = 8  # of a grid
-PROMPTS = "prompts.json"  # the texts of a grid, beside the grids
+PROMPTS = "prompts.json"  # the prompts of a grid, beside the grids
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Watched:
 
 
 class Watch:
-    """Draws the grid of an epoch, and measures what it drew. The same in all processes."""
+    """Draws the grid of an epoch and measures what it drew. All processes do the same."""
 
     def __init__(self, run: Run) -> None:
         table = run.config.evaluate
@@ -51,9 +51,9 @@ class Watch:
         self._base: Drawn | None = None
 
     def look(self, run: Run, epoch: int, statistics: Mapping[str, Statistics]) -> Watched | None:
-        """After an epoch; 0: before the first. None where nothing is to be measured.
+        """Look after an epoch (0: before the first). None if nothing is to be measured.
 
-        Rewards are weighed as `statistics` have it.
+        `statistics` decide how rewards are weighted.
         """
         if not self.prompts:
             return None
@@ -74,7 +74,7 @@ class Watch:
             self._draw_grid(run, epoch, now)
             watched = self._measured(run, base, now, statistics) if measures else None
             if watched and epoch < max(item.normalise_epochs for item in run.rewards):
-                for name in ("reward_mean", "reward_std"):  # on a scale that still moves
+                for name in ("reward_mean", "reward_std"):  # their scale still moves
                     del watched.numbers[PREFIX + name]
             return watched
 
@@ -109,7 +109,7 @@ class Watch:
 
 
 def _numbers(base: Measured, now: Measured, drift: Mapping[str, float]) -> dict[str, float]:
-    """Under the names that the metrics have them by."""
+    """The numbers under their names in the metrics."""
     change = now.rewards - base.rewards
     numbers = {
         "reward_mean": float(now.rewards.mean()),
@@ -127,12 +127,12 @@ def _numbers(base: Measured, now: Measured, drift: Mapping[str, float]) -> dict[
 
 
 def show_picture(run: Run, picture: Image, file: Path, name: str) -> None:
-    """In the run's folder, and to trackers by a name."""
+    """Save a picture in the run's folder, and send it to trackers under a name."""
     pictures.save(picture, file)
     run.trackers.picture(name, file)
 
 
 def sampler_of(run: Run, progress: Callable[[int], None]) -> Sampler:
-    """Of held-out noise."""
+    """A sampler of held-out noise."""
     size, seed = run.config.rollout.batch_size, run.config.seed
     return Sampler(run.policy, run.path, size, seed, progress=progress, processes=run.processes)

@@ -238,8 +238,8 @@ def test_the_card_names_the_weights_that_rewards_read(trained: Trained) -> None:
         if f"| {file.name} | {file.revision} | {file.sha256 or 'not known'} |" in text
     ]
     assert named
-    assert "| mine (of-nobody) | 1.0 |  | not installed where this was written |" in text
-    assert "on the files above" in text
+    assert "| mine (of-nobody) | 1.0 |  | not installed where this card was written |" in text
+    assert "of the files above" in text
 
 
 @pytest.mark.parametrize("prompt", ['it\'s "so"\n```\n| blue', "{{ 7 * 7 }} \\ 'é'"])
@@ -312,8 +312,8 @@ def test_best_is_found_in_a_copy_without_links(trained: Trained) -> None:
             ("export", "run@7", "--output", "new"),
             "no checkpoint 'epoch-0007'. There are: epoch-0001",
         ),
-        (("export", "run@", "--output", "new"), "after @ the number of an epoch"),
-        (("export", "run", "--base-model", "/sd", "--output", "new"), "such as owner/name is due"),
+        (("export", "run@", "--output", "new"), "an epoch's number must follow the @"),
+        (("export", "run", "--base-model", "/sd", "--output", "new"), "an id such as owner/name"),
         (("export", "none"), "'none' is not a run directory"),
         (("sample", "run@7", "--prompt", "x"), "no checkpoint 'epoch-0007'"),
     ],
@@ -332,5 +332,5 @@ def test_bad_input_gets_one_message_and_writes_nothing(
 @pytest.mark.parametrize("model", ["world:2d", "ddpm:google/ddpm-cifar10-32"])
 def test_a_model_without_a_lora_that_others_load_is_refused(tmp_path: Path, model: str) -> None:
     (tmp_path / "config.toml").write_text(f'model = "{model}"\n')
-    with pytest.raises(UserError, match=r"`dagflow sample .*` draws with it"):
+    with pytest.raises(UserError, match=r"`dagflow sample .*` draws with them"):
         export.find(tmp_path, "", print)

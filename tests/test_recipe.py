@@ -62,9 +62,9 @@ def test_a_recipe_extends_others_and_replaces_their_rewards(tmp_path: Path) -> N
     ("content", "message"),
     [
         ("epochs = = 3", r"'broken\.toml' is not a TOML file"),
-        ("extends = 3", r"extends = 3; names of recipes or files are due"),
+        ("extends = 3", r"extends = 3: expected names of recipes or files"),
         ('extends = "tinny"', r"no recipe or file 'tinny'. Did you mean 'tiny'\?"),
-        ('extends = "broken.toml"', r"broken\.toml extends broken\.toml, a circle"),
+        ('extends = "broken.toml"', r"in a circle: broken\.toml extends broken\.toml\."),
         ('extends = "a\\u0000b"', r"'a\\x00b' is not a TOML file: embedded null"),
         ('extends = "."', r"\. cannot be read: Is a directory"),
     ],

@@ -249,7 +249,7 @@ def test_a_tracker_that_fails_is_left_out_with_one_warning(
     run = tracked(make_run, "tensorboard")
     said = listen(run)
     train.start(run)
-    left_out = "Tracker 'tensorboard' is left out from here on"
+    left_out = "Tracker 'tensorboard' is dropped from here on"
     assert said[1:] == [f"{left_out}: ConnectionError: the network is gone."]
     assert records(run.folder)[-1]["epoch"] == 2
     assert list(scalars(run.folder)["loss"]) == [1]
@@ -270,7 +270,7 @@ def test_one_that_cannot_begin_ends_a_new_run_and_no_other(
     again = tracked(make_run, "tensorboard")
     said = listen(again)
     train.resume(again)
-    assert said == ["Tracker 'tensorboard' is left out from here on: OSError: no room."]
+    assert said == ["Tracker 'tensorboard' is dropped from here on: OSError: no room."]
     other = tracked(make_run, "tensorboard", output=str(again.folder.with_name("other")))
     with pytest.raises(RunError, match="tracker 'tensorboard' cannot begin: OSError: no room"):
         train.start(other)
@@ -281,7 +281,8 @@ def test_trackers_are_named_on_the_command_line(dagflow: Any, tmp_path: Path) ->
     assert done.returncode == 2
     assert "'tensorbord': input should be 'tensorboard', 'trackio' or 'wandb'" in done.stderr
     done = dagflow("train", "--tracker", "none", "--tracker", "wandb", *SHORT_OPTIONS)
-    assert (done.returncode, done.stderr) == (2, "Error: --tracker none excludes all others.\n")
+    error = "Error: --tracker none cannot be combined with other trackers.\n"
+    assert (done.returncode, done.stderr) == (2, error)
     assert not (tmp_path / "runs").exists()
 
 

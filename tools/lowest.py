@@ -12,7 +12,7 @@ PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
 
 def constraints() -> Iterator[str]:
-    """`name==version`, of every dependency. Raises ValueError for one without a lower bound."""
+    """`name==version` for every dependency. Raises ValueError for one without a lower bound."""
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
     for text in project["dependencies"]:
         needed = Requirement(text)

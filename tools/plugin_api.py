@@ -1,8 +1,8 @@
-"""What plugins may use of dagflow, as names and texts, and what of it would break them.
+"""What plugins may use of dagflow, as names and texts, and which changes would break them.
+
+After raising `dagflow.PLUGIN_API`, run
 
     python -m tools.plugin_api > tests/plugin_api/MAJOR.MINOR.json
-
-after `dagflow.PLUGIN_API` was raised.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 import dagflow
 from dagflow import conformance, hookspecs
 
-VALUES = {"PLUGIN_API", "__version__", "hookimpl"}  # of which the type alone is promised
+VALUES = {"PLUGIN_API", "__version__", "hookimpl"}  # of which only the type is promised
 
 
 def api() -> dict[str, str]:
-    """Names of the public API, the conformance kit and the hooks, with all that they take."""
+    """Names in the public API, the conformance kit and the hooks, with their parameters."""
     found = {f"dagflow.conformance.{name}": "class" for name in conformance.__all__}
     for name in dagflow.__all__:
         found |= dict(_described(name, getattr(dagflow, name)))
@@ -43,7 +43,7 @@ def _described(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _members(name: str, value: type) -> Iterator[tuple[str, str]]:
-    """Of a record what it is made from, of others what they have."""
+    """The parameters of a record, or the attributes of other classes."""
     if is_dataclass(value):
         yield from _callable(name, value)
     else:
@@ -57,7 +57,7 @@ def _members(name: str, value: type) -> Iterator[tuple[str, str]]:
 
 
 def _callable(name: str, function: Callable[..., Any]) -> Iterator[tuple[str, str]]:
-    """Each parameter by its place, and the result."""
+    """Each parameter by its position, and the result."""
     signature = inspect.signature(function)
     if inspect.isfunction(function):
         yield f"{name}()", str(signature.return_annotation)
@@ -68,7 +68,7 @@ def _callable(name: str, function: Callable[..., Any]) -> Iterator[tuple[str, st
 
 
 def breaks(older: Mapping[str, str], newer: Mapping[str, str]) -> list[str]:
-    """What of `newer` a plugin that was written for `older` may stumble over."""
+    """What in `newer` may break a plugin written for `older`."""
     gone = [f"{name} is gone" for name in older if name not in newer]
     changed = [
         f"{name} was '{text}' and is '{newer[name]}'"

@@ -1,1 +1,1 @@
-"""Checks of a machine, its plugins and weights, a model, and the mathematics of a run on it."""
+"""Checks of a machine, its plugins and weights, a model, and the mathematics of a run."""

@@ -1,4 +1,4 @@
-"""Does what is trained come back from a file, and does a given LoRA change anything?"""
+"""Do trained weights come back from a file, and does a given LoRA change anything?"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dagflow.errors import UserError
 from dagflow.policies.loading import load_policy
 from dagflow.policies.policy import Policy
 
-SIZE = 0.02  # of what is added to weights that are zero before training
+SIZE = 0.02  # deviation of what is added to weights that are zero before training
 LORA = "--lora"
 
 
@@ -32,7 +32,7 @@ def adapter_checks(lora: Path | None) -> list[Check]:
 
 
 def save_and_load(patient: Patient) -> Finding:
-    """Weights that are not zero, saved and loaded into a fresh model, predict the same."""
+    """Nonzero weights, saved and loaded into a fresh model, predict the same."""
     policy, _ = patient.policy_and_path()
     before = policy.weights()
     source = torch.Generator().manual_seed(patient.config.seed)
@@ -54,10 +54,10 @@ def save_and_load(patient: Patient) -> Finding:
     effect, gap = rms(trained - plain) / rms(plain), float((loaded - trained).abs().max())
     said = f"weights that change predictions by {effect:.2g} come back within {gap:.1g}"
     if not effect:
-        return failed("weights that are not zero change no prediction", "lora.targets")
+        return failed("nonzero weights change no prediction", "lora.targets")
     if gap:
-        return failed(said, "dtype, or lora", "to the bit")
-    return ok(f"weights that change predictions by {effect:.2g} come back to the bit", "to the bit")
+        return failed(said, "dtype, or lora", "bit for bit")
+    return ok(f"weights that change predictions by {effect:.2g} come back", "bit for bit")
 
 
 def _fresh(patient: Patient) -> Policy:
@@ -68,7 +68,7 @@ def _fresh(patient: Patient) -> Policy:
 
 @torch.no_grad()
 def prediction(patient: Patient, policy: Policy) -> Tensor:
-    """The text branch at one state in the middle of the path, on the CPU."""
+    """The text branch's prediction at a state in the middle of the path, on the CPU."""
     assert patient.path is not None
     noise = torch.randn(1, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
     time = patient.path.timesteps[patient.path.steps // 2].expand(1).to(policy.device)
@@ -77,7 +77,7 @@ def prediction(patient: Patient, policy: Policy) -> Tensor:
 
 
 def given(patient: Patient, lora: Path) -> Finding:
-    """The LoRA of a folder, or of a run's newest checkpoint, fits this model and changes it."""
+    """The LoRA of a folder, or of a run's newest checkpoint, fits and changes this model."""
     folder = newest(lora)
     if (wrong := checkpoint.damage(folder)) and (folder / checkpoint.STATE).exists():
         return failed(f"the checkpoint is damaged: {wrong}", f"{LORA}: an older checkpoint")
@@ -99,14 +99,14 @@ def given(patient: Patient, lora: Path) -> Finding:
             f"{len(lost)} of {len(own)} matrices match no layer, such as {lost[0]}", _rename(policy)
         )
     if not effect and all(not value.any() for key, value in taken.items() if "lora_B" in key):
-        return warning("it was never trained: it changes nothing", f"{LORA}: a later checkpoint")
+        return warning("it is untrained: it changes nothing", f"{LORA}: a later checkpoint")
     if not effect:
         return failed(f"it changes nothing{_prefixes(names)}", _rename(policy))
     return ok(f"{len(taken)} matrices change a prediction by {effect:.2g}")
 
 
 def newest(lora: Path) -> Path:
-    """The folder of the weights. Raises UserError for a run without a checkpoint, or nothing."""
+    """The folder of the weights. Raises UserError if it does not exist or a run has none."""
     if not lora.is_dir():
         raise UserError(f"--lora '{lora}': there is no such folder.")
     if not (lora / "config.toml").is_file():
@@ -131,6 +131,6 @@ def _prefixes(names: Sequence[str]) -> str:
 
 def _rename(policy: Policy) -> str:
     return (
-        f"{LORA}: names in {policy.WEIGHTS_FILE} must begin with 'unet.' and go on with a layer of "
-        f"this model's UNet; or model (--model), if it is of another"
+        f"{LORA}: names in {policy.WEIGHTS_FILE} must be 'unet.' followed by a layer of this "
+        f"model's UNet; or model (--model), if the LoRA is for another"
     )

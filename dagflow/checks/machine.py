@@ -1,4 +1,4 @@
-"""Does this machine do? Packages, devices, memory, and the place where a run would write."""
+"""Will this machine do? Packages, devices, memory, and the place where a run would write."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from dagflow.prepare import maker_of
 
 MEGABYTE, GIGABYTE = 2**20, 2**30
 CHUNK = 4 * MEGABYTE
-UNKNOWN_CHECKPOINT = MEGABYTE  # bytes, of a model that does not load
+UNKNOWN_CHECKPOINT = MEGABYTE  # bytes, for a model that does not load
 FLOAT = 4  # bytes
 
 
 def machine_checks() -> list[Check]:
-    """Those that need no model."""
+    """Checks that need no model."""
     return [
         Check("machine", "packages", packages, "the versions of the packages named"),
         Check("machine", "torchvision", torchvision_pair, "the pair torch and torchvision"),
@@ -36,7 +36,7 @@ def machine_checks() -> list[Check]:
 
 
 def place_checks() -> list[Check]:
-    """Those that are better told how large the run is."""
+    """Checks that say more once the size of the run is known."""
     return [
         Check("machine", "output", disk, "output (--output)"),
         Check("machine", "needs", needs, "update.microbatch_size", ("objective", "sampling")),
@@ -48,7 +48,7 @@ def packages(patient: Patient) -> Finding:
     try:
         lines = requires(OWN_DISTRIBUTION) or []
     except PackageNotFoundError:
-        return warning("dagflow runs from a folder, not installed", "pip install -e .")
+        return warning("dagflow is not installed, it runs from a folder", "pip install -e .")
     wanted = [Requirement(line) for line in lines]
     wanted = [item for item in wanted if not item.marker or item.marker.evaluate({"extra": ""})]
     wrong = {str(item): fault for item in wanted if (fault := _fault(item))}
@@ -61,7 +61,7 @@ def packages(patient: Patient) -> Finding:
 
 
 def _fault(wanted: Requirement) -> str:
-    """What is wrong with an installed package; "" if nothing is."""
+    """What is wrong with a required package; "" if nothing is."""
     try:
         installed = version(wanted.name)
     except PackageNotFoundError:
@@ -88,7 +88,7 @@ def torchvision_pair(patient: Patient) -> Finding:
 
 
 def devices(patient: Patient) -> Finding:
-    """What there is to compute on, and whether it knows the dtype."""
+    """What there is to compute on, and whether it supports the dtype."""
     cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads in use"
     if not torch.cuda.is_available():
         memory = _main_memory()
@@ -105,7 +105,7 @@ def devices(patient: Patient) -> Finding:
 
 
 def _main_memory() -> int | None:
-    """Bytes that can be had, where the system says so."""
+    """Bytes available, if the system says."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         values = dict(line.split(":") for line in lines)
@@ -123,7 +123,7 @@ def disk(patient: Patient) -> Finding:
         _probe(place, size)
     except OSError as error:
         return failed(
-            f"no file of {_megabytes(size)}, the size of a checkpoint, can be written to "
+            f"a file of {_megabytes(size)}, the size of a checkpoint, cannot be written to "
             f"'{place}': {error.strerror}",
             change,
         )
@@ -137,7 +137,7 @@ def disk(patient: Patient) -> Finding:
 
 
 def _probe(folder: Path, size: int) -> None:
-    """Raises OSError where a file of that size cannot be written and synced."""
+    """Raises OSError if a file of that size cannot be written and synced."""
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".dagflow-doctor-") as file:
         for start in range(0, size, CHUNK):
             file.write(bytes(min(CHUNK, size - start)))
@@ -146,9 +146,10 @@ def _probe(folder: Path, size: int) -> None:
 
 
 def checkpoint_bytes(learner: Learner, patient: Patient) -> int:
-    """Of the largest checkpoint.
+    """The size of the largest checkpoint.
 
-    What is trained, now and as it sampled, the objective, AdamW's two moments, what is replayed.
+    It holds the trained weights, now and as they sampled, the objective, AdamW's two moments and
+    the replay buffer.
     """
     config, shape = patient.config, learner.policy.latent_shape
     policy, own = (
@@ -162,7 +163,7 @@ def checkpoint_bytes(learner: Learner, patient: Patient) -> int:
 
 
 def needs(patient: Patient) -> Finding:
-    """Memory and time of the run, counted and timed; held against what is free."""
+    """Memory and time of the run, counted and timed; memory is compared with what is free."""
     config = patient.config
     try:
         shapes = Shapes(config)
@@ -172,21 +173,21 @@ def needs(patient: Patient) -> Finding:
     with torch.device("meta"):
         found = estimate(config, shapes, make(shapes.spec), 1)
     free = _main_memory()
-    if patient.device.type == "cuda":  # what these checks hold is free when they are done
+    if patient.device.type == "cuda":  # what these checks hold is freed when they are done
         free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
     said = f"{found.peak_bytes / MEGABYTE:,.0f} MB at least, {_time(found, patient)}"
     limit = f"{free / MEGABYTE:,.0f} MB free" if free else ""
     if free and found.peak_bytes > free:
         settings = (
-            "update.microbatch_size or rollout.batch_size (less), machine.gradient_checkpointing "
-            "or machine.offload (true)"
+            "update.microbatch_size or rollout.batch_size (lower), "
+            "machine.gradient_checkpointing or machine.offload (true)"
         )
         return failed(said, settings, limit)
     return ok(said, limit)
 
 
 def _time(found: Estimate, patient: Patient) -> str:
-    """At the rate of the passes that were made here."""
+    """The run's time at the rate of the passes made here."""
     assert patient.trajectories is not None
     count, steps = patient.trajectories.log_pf.shape
     rate = count * steps * found.units["guided forward"].flops / patient.seconds_of_sampling

@@ -1,8 +1,8 @@
 """Does a run compute on this model what it says it computes?
 
-A few trajectories are sampled as in an epoch. Tolerances are of numbers that would be equal but for
-rounding. They leave room above what the embedded model shows on a CPU: a ratio within 6e-7,
-pictures within 5e-7 in float32 and 2e-2 in bfloat16, densities within 3e-7.
+A few trajectories are sampled as in an epoch. The tolerances are for numbers that would be equal
+except for rounding. They leave room above what the embedded model shows on a CPU: a ratio within
+6e-7, pictures within 5e-7 in float32 and 2e-2 in bfloat16, densities within 3e-7.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from dagflow.engine.window import Window
 from dagflow.prepare import check_needs, maker_of
 from dagflow.types import Trajectories
 
-RATIO = {torch.float32: 1e-4, torch.bfloat16: 1e-3}  # |log ratio| for one latent value
+RATIO = {torch.float32: 1e-4, torch.bfloat16: 1e-3}  # |log ratio| per latent value
 SAMPLER = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # root mean square, of [0, 1]
-DENSITY = 1e-3  # nats for one latent value
-ODD = 3  # a batch shape that the rollout does not have
+DENSITY = 1e-3  # nats per latent value
+ODD = 3  # a batch size that the rollout does not use
 MIDDLE = 0.001  # share of pixels that are neither black nor white
 
 
@@ -57,7 +57,7 @@ def mathematics_checks() -> list[Check]:
 
 
 def sampling(patient: Patient) -> Finding:
-    """A rollout, whose states and densities are numbers."""
+    """A rollout whose states and densities are finite."""
     policy, path = patient.policy_and_path()
     density = patient.config.objective.log_density
     began = time.perf_counter()
@@ -66,7 +66,7 @@ def sampling(patient: Patient) -> Finding:
         values: Tensor = getattr(found, name)
         if not values.isfinite().all():
             return failed(f"{name} of a rollout are not finite", "dtype = 'float32', or model")
-    patient.seconds_of_sampling = time.perf_counter() - began  # a GPU has answered by now
+    patient.seconds_of_sampling = time.perf_counter() - began  # a GPU has finished by now
     patient.trajectories = found
     said = f"{COUNT} trajectories of {path.steps} steps in {patient.seconds_of_sampling:.1f} s"
     return ok(said, "finite")
@@ -95,9 +95,9 @@ def objective(patient: Patient) -> Finding:
 
 
 def ratio(patient: Patient) -> Finding:
-    """Before the first update p_new / p_old is 1 at every step, in any batch shape.
+    """Before the first update, p_new / p_old is 1 at every step, in any batch shape.
 
-    The update's own code passes every transition: in the rollout's batches, alone, and in batches
+    The update's own code evaluates transitions in the rollout's batches, alone, and in batches
     across steps.
     """
     policy, path = patient.policy_and_path()
@@ -132,7 +132,7 @@ def _within(gap: float) -> str:
 
 
 def _log_ratio(patient: Patient, parts: list[Tensor]) -> float:
-    """The largest |log ratio| of some batches of rows, on the scale of one latent value."""
+    """The largest |log ratio| of some batches of rows, per latent value."""
     assert patient.learner is not None
     assert patient.trajectories is not None
     worst = 0.0
@@ -146,7 +146,7 @@ def _log_ratio(patient: Patient, parts: list[Tensor]) -> float:
 
 
 def window_of(patient: Patient, trajectories: Trajectories, rows: Tensor) -> Window:
-    """Those rows, with nothing for an objective to see."""
+    """A window of those rows, with nothing for an objective to see."""
     _, path = patient.policy_and_path()
     none = torch.zeros(COUNT, path.steps + 1, device=trajectories.latents.device)
     return Window(trajectories, none, path, rows, 0.0, 0.0, zero_levels(path.steps))
@@ -175,22 +175,22 @@ def densities(patient: Patient) -> Finding:
         due = forward.log_prob(x_next.double()), backward.log_prob(x.double())
         gaps += [(o - d.flatten(1).mean(1)).abs().max() for o, d in zip(ours, due, strict=True)]
     worst = float(torch.stack(gaps).max())
-    said = f"log p and log q differ from torch's Normal by {worst:.1g} nats at most"
-    limit = f"{DENSITY:g} nats for one latent value"
+    said = f"log p and log q differ from torch's Normal by at most {worst:.1g} nats"
+    limit = f"{DENSITY:g} nats per latent value"
     if not worst <= DENSITY:
         return failed(said, "rollout.num_inference_steps (fewer: larger steps)", limit)
     return ok(said, limit)
 
 
 def sampler(patient: Patient) -> Finding:
-    """The pictures are those of diffusers' own pipeline by DDIM with eta = 1 and equal noise."""
+    """The pictures are those of diffusers' own pipeline, by DDIM with eta = 1 and equal noise."""
     policy, _ = patient.policy_and_path()
     assert patient.trajectories is not None
     scale = patient.config.rollout.guidance_scale
     if patient.pipeline is None:
-        return skipped("this model is no Stable Diffusion pipeline")
+        return skipped("this model is not a Stable Diffusion pipeline")
     if scale <= 1:
-        return skipped(f"diffusers' pipeline has no guidance of {scale:g}")
+        return skipped(f"diffusers' pipeline does not guide at a scale of {scale:g}")
     theirs = _diffusers_pictures(
         patient, list(noise_of(patient)[:, 1:].to(policy.device).unbind(1))
     )
@@ -204,13 +204,13 @@ def sampler(patient: Patient) -> Finding:
 
 @torch.no_grad()
 def _diffusers_pictures(patient: Patient, noise: list[Tensor]) -> Tensor:
-    """Images (B, 3, height, width) of the pipeline itself, whose steps take the given noise."""
+    """Images (B, 3, height, width) from the pipeline itself, whose steps take the given noise."""
     from diffusers import DDIMScheduler
 
     policy, path = patient.policy_and_path()
 
     class Given(DDIMScheduler):  # type: ignore[misc]
-        """Its noise is not drawn, and its states are float32 until the last is decoded."""
+        """Takes its noise instead of drawing it; states stay float32 until the last is decoded."""
 
         def scale_model_input(self, sample: Tensor, timestep: object = None) -> Tensor:
             return sample.to(policy.dtype)
@@ -240,7 +240,7 @@ def _diffusers_pictures(patient: Patient, noise: list[Tensor]) -> Tensor:
 
 
 def pictures(patient: Patient) -> Finding:
-    """Decoded images are float32 numbers in [0, 1], and show something."""
+    """Decoded images are float32 in [0, 1], and show something."""
     assert patient.trajectories is not None
     images = patient.trajectories.images
     low, high = float(images.min()), float(images.max())
@@ -249,5 +249,5 @@ def pictures(patient: Patient) -> Finding:
         return failed(f"{found}, {images.dtype}", "model: its vae", "float32 in [0, 1]")
     inside = float(((images > 0) & (images < 1)).float().mean())
     if inside < MIDDLE or images.flatten(1).std(1).min() == 0:
-        return warning(f"{found}: nothing but one colour, black and white", "model: its vae")
+        return warning(f"{found}: only one colour, or black and white", "model: its vae")
     return ok(found, "[0, 1]")

@@ -1,4 +1,4 @@
-"""Is the model whole, of the right dtypes, and does it listen to its prompts?"""
+"""Is the model complete, are its dtypes right, and does it listen to its prompts?"""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from dagflow.policies.loading import source_folder as folder_of
 from dagflow.policies.unconditional import Unconditional
 
 PARTS = ("unet", "vae", "text_encoder")
-HEARD = 1e-4  # of a prediction's size, by which another prompt must change it
+HEARD = 1e-4  # share of a prediction's size by which another prompt must change it
 BEFORE = ("loads",)
 TEXTS = ("a red cat", "a blue bird")
 
 
 def model_checks() -> list[Check]:
-    """What a pipeline is made of comes before the policy that is made of it."""
+    """The checks of a pipeline's parts come before that of the policy made from it."""
     parts = ("dtypes", "text encoder", "vocabulary", "special tokens", "scheduler")
     whole = ("tensors", "noise levels")
     tokenizer = "model: its folder tokenizer"
@@ -45,7 +45,7 @@ def model_checks() -> list[Check]:
 
 
 def loads(patient: Patient) -> Finding:
-    """Load it as a run does; of a pipeline that makes no policy, the pipeline, to see why."""
+    """Load it as a run does; if a pipeline makes no policy, load the pipeline, to see why."""
     config = patient.config
     try:
         patient.policy = load_policy(
@@ -80,7 +80,7 @@ def _networks(patient: Patient) -> dict[str, nn.Module]:
 
 
 def dtypes(patient: Patient) -> Finding:
-    """Every part is of the one dtype that the configuration says."""
+    """Every part has the one dtype that the configuration names."""
     due = resolve_dtype(patient.config.dtype, patient.device)
     networks = _networks(patient)
     found = {
@@ -98,8 +98,8 @@ def dtypes(patient: Patient) -> Finding:
     classes = ", ".join(f"{type(networks[name]).__name__} ({name})" for name in wrong)
     return failed(
         said,
-        f"{change}dtype is {patient.config.dtype!r} and {classes} keeps its own: name diffusers' "
-        f"class in the model's model_index.json, or remove what casts it",
+        f"{change}the class: dtype is {patient.config.dtype!r}, but {classes} keeps its own, so "
+        f"name diffusers' class in the model's model_index.json, or remove the cast",
         f"dtype = {_short(due)}",
     )
 
@@ -109,7 +109,7 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def tensors(patient: Patient) -> Finding:
-    """All weights are numbers, and none was made up because its file lacks it."""
+    """All weights are finite, and none is random because its file lacks it."""
     for name, network in _networks(patient).items():
         for key, tensor in network.named_parameters():
             if not tensor.isfinite().all():
@@ -121,15 +121,15 @@ def tensors(patient: Patient) -> Finding:
         missing = _missing(getattr(patient.pipeline, name), source, name)
         if missing:
             return failed(
-                f"{name}: {len(missing)} tensors are not in its file and stand as drawn at random, "
+                f"{name}: {len(missing)} tensors are missing from its file and so are random, "
                 f"such as {missing[0]}",
-                f"model: put the whole file back into {source}/{name}",
+                f"model: put the complete file back into {source}/{name}",
             )
     return ok("all are finite, and from the model's files")
 
 
 def _missing(network: Any, source: Path | str, name: str) -> list[str]:
-    """Names of tensors that the files of a part do not hold."""
+    """Names of the tensors that a part's files lack."""
     kind = type(network)
     _, found = kind.from_pretrained(source, subfolder=name, output_loading_info=True)
     return sorted(found["missing_keys"])
@@ -144,15 +144,15 @@ def text_encoder(patient: Patient) -> Finding:
     limit = f"cross_attention_dim = {unet.cross_attention_dim}"
     if text.hidden_size != unet.cross_attention_dim:
         return failed(
-            f"the text encoder has {found}, and the UNet {limit}",
-            "model: put back into its folder text_encoder the one that the UNet was trained with",
+            f"the text encoder has {found}, but the UNet {limit}",
+            "model: put the one that the UNet was trained with back into its text_encoder folder",
             limit,
         )
     return ok(found, limit)
 
 
 def policy(patient: Patient) -> Finding:
-    """The pipeline is one that can be trained, and its LoRA finds layers. Raises what it raises."""
+    """The pipeline can be trained, and its LoRA finds layers. Raises what loading raises."""
     if patient.policy is None:
         assert patient.refusal is not None
         raise patient.refusal
@@ -161,12 +161,12 @@ def policy(patient: Patient) -> Finding:
     prepare_policy(patient.policy, alone)
     count = sum(p.numel() for p in patient.policy.parameters())
     shape = " x ".join(map(str, patient.policy.latent_shape))
-    return ok(f"states of {shape}, {count:,} numbers to train")
+    return ok(f"states of {shape}, {count:,} parameters to train")
 
 
 @torch.no_grad()
 def prompts_matter(patient: Patient) -> Finding:
-    """Two prompts make two predictions."""
+    """Two prompts give two different predictions."""
     chosen, path = patient.policy_and_path()
     if isinstance(chosen, Unconditional):
         return skipped("this model reads no prompt")
@@ -178,11 +178,11 @@ def prompts_matter(patient: Patient) -> Finding:
     found = rms(both[0] - both[1]) / rms(both)
     said = f"'{texts[0]}' and '{texts[1]}' differ by {found:.2g} of the prediction"
     if not found > HEARD:
-        change = "model: its text_encoder and its UNet are not of one model"
+        change = "model: its text_encoder and its UNet do not belong together"
         return failed(said, change, f"at least {HEARD:g}")
     return ok(said, f"at least {HEARD:g}")
 
 
 def rms(values: Tensor) -> float:
-    """Root of the mean square."""
+    """Root mean square."""
     return float(values.float().pow(2).mean().sqrt())

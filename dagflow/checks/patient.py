@@ -1,4 +1,4 @@
-"""What is examined, and what the checks so far have made of it."""
+"""What is examined, and what the checks so far have loaded of it."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from dagflow.plugins import Registry
 from dagflow.policies.policy import Policy
 from dagflow.types import Objective, Prompt, Trajectories
 
-COUNT = 4  # trajectories that are sampled to be looked at
+COUNT = 4  # trajectories that the checks sample
 
 
 @dataclass
 class Patient:
-    """A run that is not begun. A check may use what those that it needs have put here."""
+    """A run that has not begun. A check may use what the checks that it needs have put here."""
 
     config: Config
     registry: Registry
     device: torch.device
     folder: Path  # where the run would write
-    progress: Callable[[int], None] = lambda _: None  # so many steps of a check are done
+    progress: Callable[[int], None] = lambda _: None  # told how many more steps a check has done
     prompts: tuple[Prompt, ...] = ()
-    pipeline: Any = None  # of diffusers, where the model is one of Stable Diffusion's kind
+    pipeline: Any = None  # of diffusers, if the model is a Stable Diffusion pipeline
     refusal: Exception | None = None  # why the pipeline makes no policy
     policy: Policy | None = None
     path: GaussianPath | None = None
@@ -41,12 +41,12 @@ class Patient:
     rewards: dict[str, WeightedReward] = field(default_factory=dict)  # by label
 
     def drawn(self) -> list[Prompt]:
-        """`COUNT` prompts, which go round where there are fewer."""
+        """`COUNT` prompts, repeated if there are fewer."""
         chosen = self.prompts or (Prompt("a cat"), Prompt("a dog"))
         return [chosen[k % len(chosen)] for k in range(COUNT)]
 
     def texts(self) -> list[str]:
-        """Of the same prompts."""
+        """The texts of the same prompts."""
         return [prompt.text for prompt in self.drawn()]
 
     def policy_and_path(self) -> tuple[Policy, GaussianPath]:

@@ -1,4 +1,4 @@
-"""Do the plugins load, and is there everything that the configuration names?"""
+"""Do the plugins load, and does everything that the configuration names exist?"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dagflow.prepare import load_prompts, maker_of
 
 
 def plugin_checks(config: Config, registry: Registry) -> list[Check]:
-    """One for the plugins that load, for each that does not, and for each name."""
+    """One check for the plugins that load, one for each that does not, and one for each name."""
     found = [Check("plugins", "loading", loading, "the plugins that are installed")]
     for item in registry.broken:
         ask = partial(broken, item=item)
@@ -28,7 +28,7 @@ def plugin_checks(config: Config, registry: Registry) -> list[Check]:
 
 
 def files_check(kind: Kind, label: str) -> str:
-    """The name of the check of the files that it reads, if it reads any."""
+    """The name of the check of a plugin's files, if it reads any."""
     return f"files of {kind} {label}"
 
 
@@ -58,21 +58,21 @@ def loading(patient: Patient) -> Finding:
 
 
 def broken(patient: Patient, item: Broken) -> Finding:
-    """One that could not be loaded."""
+    """A plugin that could not be loaded."""
     return failed(
         f"{item.entry_point} of {item.distribution} {item.version} does not load: {item.reason}",
-        f"mend, update or uninstall {item.distribution}, or {DISABLE_VARIABLE}={item.entry_point}",
+        f"fix, update or uninstall {item.distribution}, or {DISABLE_VARIABLE}={item.entry_point}",
     )
 
 
 def provided(patient: Patient, kind: Kind, name: str, table: OpenTable) -> Finding:
-    """Raises UserError for a name that nobody provides, and for options that do not fit."""
+    """Raises UserError for a name that no plugin provides, and for wrong options."""
     maker_of(patient.registry, kind, name, table)
     item = patient.registry.find(kind, name)
     return ok(f"{item.distribution} {item.version}")
 
 
 def prompts(patient: Patient) -> Finding:
-    """Raises UserError or PluginError if the source cannot be built or is none."""
+    """Raises UserError or PluginError if the source cannot be built or is not a prompt source."""
     _, patient.prompts = load_prompts(patient.config, patient.registry)
     return ok(f"{len(patient.prompts)} prompts, such as '{patient.prompts[0].text}'")

@@ -1,4 +1,4 @@
-"""What a check is, and what it says."""
+"""What a check is, and what it reports."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ class Finding:
 
     status: Status
     found: str  # what was measured
-    limit: str = ""  # what it was held against
-    change: str = ""  # the setting to change or the command to run; of a failure never empty
+    limit: str = ""  # what it was compared with
+    change: str = ""  # the setting to change, or the command to run
 
 
 @dataclass(frozen=True)
 class Check:
-    """One question, answered by `ask`, which may raise whatever it likes."""
+    """One question, answered by `ask`, which may raise anything."""
 
     group: Group
     name: str
     ask: Callable[[Patient], Finding]
-    change: str  # what to change where `ask` raises, or does not say
-    needs: tuple[str, ...] = ()  # checks without whose success this one says nothing
-    steps: Callable[[Patient], int] = lambda _: 0  # of the progress that it shows; 0: unknown
+    change: str  # what to change if `ask` raises or does not say
+    needs: tuple[str, ...] = ()  # checks that must succeed for this one to mean anything
+    steps: Callable[[Patient], int] = lambda _: 0  # how many steps of progress; 0: unknown
 
 
 @dataclass(frozen=True)
 class Result:
-    """A check that was asked, or that could not be."""
+    """The result of a check, even of one that could not be asked."""
 
     group: Group
     name: str

@@ -25,12 +25,12 @@ Rule = Callable[[Score, Tensor, Sequence[Prompt]], Measured]
 
 
 def reward_checks(config: Config) -> list[Check]:
-    """For each reward, trained on or measured: it can be had, and keeps the rules."""
+    """For each reward, trained on or measured: it can be built, and keeps the rules."""
     tables = [("rewards", config.rewards), ("evaluate.rewards", config.evaluate.rewards)]
     found = []
     for where, rewards in tables:
         for label, table in rewards.items():
-            mend = f"mend the reward, or leave it out: {where}.{label} (--reward)"
+            mend = f"fix the reward, or leave it out: {where}.{label} (--reward)"
             built = f"{label}: is built"
             finite, sampled = f"{label}: is finite", (built, "sampling")
 
@@ -54,11 +54,11 @@ def reward_checks(config: Config) -> list[Check]:
 
 
 def none(patient: Patient) -> Finding:
-    return skipped("no reward is given: a run needs one (--reward NAME)")
+    return skipped("there is no reward, and a run needs one (--reward NAME)")
 
 
 def build(patient: Patient, label: str, table: RewardTable) -> Finding:
-    """Raises UserError or PluginError if it cannot be."""
+    """Raises UserError or PluginError if the reward cannot be built."""
     began = time.perf_counter()
     made = maker_of(patient.registry, "reward", table.name or label, table)()
     patient.rewards[label] = weighted(label, place(made, patient.device), table)
@@ -82,7 +82,7 @@ def scores(patient: Patient, label: str) -> Finding:
 
 
 def fixed(patient: Patient, label: str) -> Finding:
-    """The same images score the same."""
+    """The same images get the same scores."""
     return _held(patient, label, reward_rules.moved_by_time)
 
 

@@ -1,4 +1,4 @@
-"""Ask all checks, in an order in which each finds what it needs."""
+"""Ask all checks, in an order that gives each what it needs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dagflow.errors import RunError, UserError, raised
 
 
 def all_checks(patient: Patient, lora: Path | None) -> list[Check]:
-    """Everything that there is to ask about a run that is not begun."""
+    """Everything that can be asked about a run that has not begun."""
     config, registry = patient.config, patient.registry
     return [
         *machine_checks(),
@@ -36,9 +36,9 @@ def all_checks(patient: Patient, lora: Path | None) -> list[Check]:
 def examine(
     patient: Patient, checks: list[Check], begins: Callable[[Check, int], None]
 ) -> Iterator[Result]:
-    """Each check's answer, as it comes. One that needs another which failed is not asked.
+    """Each check's answer, as it comes. A check is not asked if one that it needs has failed.
 
-    `begins` is told of each before it is asked, with how many steps it will make.
+    `begins` is told of each before it is asked, with the number of its steps.
     """
     _quiet_libraries()
     blocked: dict[str, str] = {}  # by the name of a check, which failure it comes from
@@ -46,7 +46,7 @@ def examine(
         begins(check, check.steps(patient))
         began = perf_counter()
         why = next((blocked[name] for name in check.needs if name in blocked), None)
-        found = skipped(f"not asked, since '{why}' failed") if why else _asked(patient, check)
+        found = skipped(f"not asked, because '{why}' failed") if why else _asked(patient, check)
         if why or found.status == "failed":
             blocked[check.name] = why or check.name
         change = found.change or (check.change if found.status == "failed" else "")
@@ -57,7 +57,7 @@ def examine(
 
 
 def _asked(patient: Patient, check: Check) -> Finding:
-    """Whatever happens inside a check is what that check found."""
+    """The check's finding; whatever it raises becomes one."""
     try:
         return check.ask(patient)
     except (UserError, RunError) as error:
@@ -67,7 +67,7 @@ def _asked(patient: Patient, check: Check) -> Finding:
 
 
 def _quiet_libraries() -> None:
-    """What they have to say, the checks say."""
+    """Silence the libraries: the checks say what matters."""
     import diffusers.utils.logging
     import transformers.utils.logging
 

@@ -12,17 +12,17 @@ from dagflow.policies.policy import Policy
 
 FILE = "scheduler/scheduler_config.json of the model"
 PREDICTED = ("epsilon", "v_prediction", "sample")
-NEAR = 10  # numbers of steps, more and fewer, among which one that works is sought
+NEAR = 10  # how many more or fewer steps to try when looking for a number that works
 
 
 def settings(patient: Patient) -> Finding:
-    """What the model's own sampler does, and a run does not."""
+    """What the model's own sampler does and a run does not."""
     config = scheduler_config(patient)
     if config is None:
         return skipped("a world has no scheduler")
     if config.get("prediction_type") not in PREDICTED:
         return failed(
-            f"it predicts {config.get('prediction_type')!r}, and not {' or '.join(PREDICTED)}",
+            f"it predicts {config.get('prediction_type')!r}, not {' or '.join(PREDICTED)}",
             f"prediction_type in {FILE}",
         )
     said = f"predicts {config.get('prediction_type')}, steps {config.get('timestep_spacing')}"
@@ -39,7 +39,7 @@ def settings(patient: Patient) -> Finding:
 
 
 def scheduler_config(patient: Patient) -> Any:
-    """The scheduler's configuration; None where there is none."""
+    """The scheduler's configuration; None if there is none."""
     holder = patient.pipeline if patient.pipeline is not None else patient.policy
     scheduler = getattr(holder, "scheduler", None)
     return getattr(scheduler, "config", None)
@@ -53,7 +53,7 @@ def noise_levels(patient: Patient) -> Finding:
     try:
         path = patient.policy.path(steps)
     except UserError as error:
-        said = re.split("; give |: set ", str(error).rstrip("."))[0]  # it may be no way out
+        said = re.split("; give |: set ", str(error).rstrip("."))[0]  # its advice may not help here
         return failed(said, _way_out(patient, patient.policy, steps))
     patient.path = path
     said = f"{path.steps} steps, sigma {float(path.sigma[0]):.4f} to {float(path.sigma[-1]):.4f}"
@@ -63,7 +63,7 @@ def noise_levels(patient: Patient) -> Finding:
 
 
 def _way_out(patient: Patient, policy: Policy, steps: int) -> str:
-    """A setting under which the path exists."""
+    """A setting with which the path exists."""
     config = scheduler_config(patient) or {}
     if config.get("rescale_betas_zero_snr") and config.get("prediction_type") == "epsilon":
         return f"rescale_betas_zero_snr = false, or timestep_spacing = 'leading', in {FILE}"

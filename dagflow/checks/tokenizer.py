@@ -1,8 +1,8 @@
 """Is the tokenizer the one that the text encoder was trained with, as far as can be seen?
 
-A tokenizer is wrong beyond doubt where its numbers do not fit the text encoder's configuration,
-where its own files contradict each other, and where it has CLIP's size and not CLIP's merges. One
-that is consistent in itself and of the same size as another text encoder's cannot be told.
+A tokenizer is certainly wrong if its numbers do not fit the text encoder's configuration, if its
+own files contradict each other, or if it has CLIP's size but not CLIP's merges. A wrong one that is
+self-consistent and has the right size goes unnoticed.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from dagflow.policies.loading import EMBEDDED, source_folder
 
 CLIP_MERGES = 48894
 LEGACY_EOS = 2  # in the configurations of older CLIP text encoders, whatever the tokenizer's
-CHANGE = "model: put back into its folder tokenizer the files that the text_encoder came with"
+CHANGE = "model: put the files that the text_encoder came with back into its tokenizer folder"
 NO_TOKENIZER = "this model reads no prompt"
 
 
 def vocabulary(patient: Patient) -> Finding:
-    """As many tokens as the text encoder has embeddings, and merges that belong to them."""
+    """As many tokens as the text encoder has embeddings, with merges that belong to them."""
     if patient.pipeline is None:
         return skipped(NO_TOKENIZER)
     tokenizer, text = patient.pipeline.tokenizer, patient.pipeline.text_encoder.config
     found, limit = f"{len(tokenizer)} tokens", f"vocab_size = {text.vocab_size}"
     if len(tokenizer) != text.vocab_size:
-        said = f"the tokenizer has {found}, and the text encoder {limit}"
+        said = f"the tokenizer has {found}, but the text encoder {limit}"
         return failed(said, CHANGE, limit)
     limits = (text.max_position_embeddings, tokenizer.model_max_length)
     if limits[1] > limits[0]:
         return failed(
-            f"the tokenizer makes prompts of {limits[1]} tokens, and the text encoder reads "
+            f"the tokenizer makes prompts of {limits[1]} tokens, but the text encoder reads "
             f"{limits[0]}",
             f"model_max_length = {limits[0]} in the model's tokenizer/tokenizer_config.json",
             f"max_position_embeddings = {limits[0]}",
@@ -48,7 +48,7 @@ def vocabulary(patient: Patient) -> Finding:
 
 
 def _contradiction(patient: Patient) -> str:
-    """Why its tokens cannot be the ones that it was trained with; "" if nothing says so."""
+    """Why these cannot be the tokens that the text encoder was trained with; "" if they may be."""
     tokenizer = patient.pipeline.tokenizer
     known, merges = tokenizer.get_vocab(), _merges(tokenizer)
     folder = source_folder(patient.config.model, EMBEDDED)
@@ -63,8 +63,8 @@ def _contradiction(patient: Patient) -> str:
     for place, (number, following) in enumerate(pairwise(numbers)):
         if number is None or following is None or number >= following:
             return (
-                f"vocabulary and merges are not of one tokenizer: the tokens of merges {place} and "
-                f"{place + 1} have the numbers {number} and {following}"
+                f"vocabulary and merges do not belong to one tokenizer: the tokens of merges "
+                f"{place} and {place + 1} have the numbers {number} and {following}"
             )
     clip = clip_merges() if len(merges) == CLIP_MERGES else merges
     if merges != clip:
@@ -72,14 +72,14 @@ def _contradiction(patient: Patient) -> str:
             k for k, (ours, due) in enumerate(zip(merges, clip, strict=True)) if ours != due
         )
         return (
-            f"it is of the size of CLIP's tokenizer and is another: merge {place} is "
-            f"{merges[place]} and not {clip[place]}"
+            f"it has the size of CLIP's tokenizer but is another: merge {place} is "
+            f"{merges[place]}, not {clip[place]}"
         )
     return ""
 
 
 def _merges(tokenizer: Any) -> list[tuple[str, str]]:
-    """Of a byte-pair encoding, the first first; none of any other kind."""
+    """The merges of a byte-pair encoding, in order; none for any other kind of tokenizer."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     model = json.loads(backend.to_str())["model"] if backend else {}
     pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges", []))
@@ -95,14 +95,14 @@ def _written_vocabulary(folder: Path) -> Mapping[str, int]:
 
 @lru_cache
 def clip_merges() -> list[tuple[str, str]]:
-    """Of the tokenizer that CLIP was published with, which Stable Diffusion 1 and 2 read by."""
+    """The merges of CLIP's published tokenizer, which Stable Diffusion 1 and 2 use."""
     from open_clip.tokenizer import SimpleTokenizer
 
     return list(SimpleTokenizer().bpe_ranks)
 
 
 def special_tokens(patient: Patient) -> Finding:
-    """Where a prompt begins and ends is where the text encoder looks for it."""
+    """The tokens that begin and end a prompt are those that the text encoder looks for."""
     if patient.pipeline is None:
         return skipped(NO_TOKENIZER)
     tokenizer, text = patient.pipeline.tokenizer, patient.pipeline.text_encoder.config
@@ -115,7 +115,7 @@ def special_tokens(patient: Patient) -> Finding:
         due = text.vocab_size - 1
         if tokenizer.eos_token_id != due:
             said = f"a prompt ends with the token {tokenizer.eos_token_id}"
-            return failed(f"{said}, and the text encoder looks for {due}", CHANGE, f"eos = {due}")
+            return failed(f"{said}, but the text encoder looks for {due}", CHANGE, f"eos = {due}")
         return ok(found, f"eos = {due}")
     wrong = {
         name: both for name, both in pairs.items() if both[1] is not None and both[0] != both[1]
@@ -123,7 +123,7 @@ def special_tokens(patient: Patient) -> Finding:
     limit = ", ".join(f"{name} = {due}" for name, (_, due) in pairs.items())
     if wrong:
         said = "; ".join(
-            f"{name}_token_id is {ours} in the tokenizer and {due} in the text encoder"
+            f"{name}_token_id is {ours} in the tokenizer but {due} in the text encoder"
             for name, (ours, due) in wrong.items()
         )
         return failed(said, CHANGE, limit)
@@ -131,7 +131,7 @@ def special_tokens(patient: Patient) -> Finding:
 
 
 def words(patient: Patient) -> Finding:
-    """Prompts survive their tokens, differ where their texts do, and are not cut off."""
+    """Prompts survive tokenization and are not cut off."""
     if patient.pipeline is None:
         return skipped(NO_TOKENIZER)
     tokenizer = patient.pipeline.tokenizer
@@ -142,7 +142,7 @@ def words(patient: Patient) -> Finding:
     if lost:
         back = tokenizer.decode(tokens[lost[0]], skip_special_tokens=True)
         return warning(
-            f"{len(lost)} of {len(texts)} prompts do not survive their tokens: '{lost[0]}' comes "
+            f"{len(lost)} of {len(texts)} prompts do not survive tokenization: '{lost[0]}' comes "
             f"back as '{back}'",
             f"prompts, or {CHANGE}",
         )
@@ -154,10 +154,10 @@ def words(patient: Patient) -> Finding:
             f"{limit} tokens",
         )
     longest = max(map(len, tokens.values()))
-    return ok(f"{len(texts)} prompts come back, of {longest} tokens at most", f"{limit} tokens")
+    return ok(f"{len(texts)} prompts come back, with at most {longest} tokens", f"{limit} tokens")
 
 
 def _letters(text: str) -> str:
-    """Without what a tokenizer may change: case, spaces, and its own marks."""
+    """The text without what a tokenizer may change: case, spaces, and its own marks."""
     bare = text.replace("<|startoftext|>", "").replace("<|endoftext|>", "")
     return "".join(bare.lower().split())

@@ -1,4 +1,4 @@
-"""Are the published files here that rewards and prompts read, and are they the ones?"""
+"""Are the published files that rewards and prompts read here, and are they genuine?"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dagflow.weights import WeightFile
 
 
 def weight_checks(config: Config, registry: Registry) -> list[Check]:
-    """One for everything that the configuration names and that says which files it reads."""
+    """A check for everything that the configuration names and that declares files it reads."""
     found = []
     for kind, label, name, table in named(config):
         item = next((x for x in registry.provided if (x.kind, x.name) == (kind, name)), None)
@@ -30,15 +30,15 @@ def weight_checks(config: Config, registry: Registry) -> list[Check]:
 
 
 def none(patient: Patient) -> Finding:
-    return ok("nothing that this run names reads published files")
+    return ok("nothing in this run reads published files")
 
 
 def here(
     patient: Patient, kind: Kind, name: str, table: OpenTable, files: Sequence[WeightFile]
 ) -> Finding:
-    """Every file that is needed is on this machine, and is what was published."""
+    """Every needed file is on this machine, and is what was published."""
     missing = [file for file in files if weights.find(file) is None]
-    if missing:  # some may be of options that were not chosen
+    if missing:  # some may belong to options that were not chosen
         try:
             with weights.nothing_fetched():
                 maker_of(patient.registry, kind, name, table)()

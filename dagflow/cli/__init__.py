@@ -71,7 +71,7 @@ def complete() -> typer.Typer:
 def main() -> None:
     """The `dagflow` command. Exits: 0 done, 1 the run failed, 2 wrong input, 130 interrupted."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # no character ends a run because it has no code
+        if isinstance(stream, io.TextIOWrapper):  # no run ends over a character it cannot encode
             stream.reconfigure(errors="backslashreplace")
     try:
         _require_folder()
@@ -85,14 +85,14 @@ def main() -> None:
 
 
 def _require_folder() -> None:
-    """Raise UserError where the folder that this is called in has been deleted."""
+    """Raise UserError if the current folder has been deleted."""
     try:
         os.getcwd()
     except FileNotFoundError:
-        raise UserError("the current folder exists no more: change to another.") from None
+        raise UserError("the current folder no longer exists: change to another.") from None
 
 
 def _complain(word: str, error: Exception) -> None:
-    """Once: of several processes all know, and the main one says it."""
+    """Print the error once: of several processes that know it, only the main one does."""
     if not is_launched() or os.environ.get("RANK", "0") == "0":
         complain(word, str(error))

@@ -40,7 +40,7 @@ def compare(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="A recipe's name or a TOML file.",
+            help="The name of a recipe, or a TOML file.",
             autocompletion=names.recipes,
         ),
     ] = DEFAULT,
@@ -57,26 +57,26 @@ def compare(
         int | None,
         typer.Option(
             min=1,
-            help="Images that rewards may be asked about in each run; decides its epochs.",
+            help="The most images to ask rewards about in training each run; sets its epochs.",
         ),
     ] = None,
     output: Annotated[
         Path, typer.Option(help="A folder for the runs, the table and the picture.")
     ] = Path("comparison"),
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="How many runs at a time.")] = 1,
     setting: SettingOption = None,
     tune: Annotated[
         list[str] | None,
         typer.Option(
             metavar="OBJECTIVE:KEY.PATH=VALUE",
-            help="A setting of one objective's runs, such as ddpo:update.learning_rate=1e-3.",
+            help="A setting for one objective's runs, such as ddpo:update.learning_rate=1e-3.",
         ),
     ] = None,
 ) -> None:
-    """Train with several objectives and draw reward against diversity, and in worlds against truth.
+    """Train with several objectives; plot reward against diversity, and in worlds against truth.
 
-    Same model, prompts, seeds and, with --reward-budget, as many images scored. Run again, it
-    keeps what is done and goes on.
+    All use the same model, prompts and seeds and, with --reward-budget, the same budget of scored
+    images. Run the command again to keep what is done and continue.
 
     Examples:
 
@@ -95,30 +95,30 @@ def compare(
     for name in chosen:
         _check(recipe, name, [*common, *tuned[name]])
     if output.exists() and not output.is_dir():
-        raise UserError(f"'{output}' is no folder. Give another --output.")
+        raise UserError(f"'{output}' is not a folder. Give another --output.")
     contests = _contests(recipe, chosen, seeds, output, common, tuned)
     if changed := [contest for contest in contests if contest.has_changed]:
         raise UserError(
             f"'{changed[0].folder}' holds a run with other settings. Give another --output, or "
-            f"the settings that it has."
+            f"the same settings."
         )
     try:
         done = _run(contests, jobs)
     except KeyboardInterrupt:
-        err.print("Interrupted; runs under way save and end. The same command goes on.")
+        err.print("Interrupted; running trainings save and end. Repeat the command to continue.")
         raise typer.Exit(INTERRUPTED) from None
     if not done:
-        raise RunError("no run has ended well.")
+        raise RunError("every run failed.")
     _present(done, output)
     if len(done) < len(contests):
         raise RunError(
             f"{len(contests) - len(done)} of {len(contests)} runs failed; the others are above. "
-            f"The same command tries them again."
+            f"Repeat the command to try them again."
         )
 
 
 def _check(recipe: str, name: str, settings: list[str]) -> None:
-    """Raise UserError for settings that no run could have, or that are not for all runs alike."""
+    """Raise UserError for settings that no run could have, or that the runs cannot share."""
     from dagflow import config
 
     tree = read_recipe(recipe)
@@ -127,7 +127,7 @@ def _check(recipe: str, name: str, settings: list[str]) -> None:
     resolved = config.resolve(tree)
     given = {item.partition("=")[0].strip() for item in settings}
     if own := sorted(given & {"seed", "output", "objective.name"}):
-        raise UserError(f"'{own[0]}' is what a comparison varies by itself: see --help.")
+        raise UserError(f"the comparison itself sets '{own[0]}': see --help.")
     if not resolved.evaluate.images:
         raise UserError("a comparison needs evaluate.images of 1 or more.")
 
@@ -139,7 +139,7 @@ def _tuned(tune: list[str], chosen: list[str]) -> dict[str, list[str]]:
         name, colon, assignment = item.partition(":")
         if not colon or name not in tuned or "=" not in assignment:
             raise UserError(
-                f"--tune {item!r}: OBJECTIVE:KEY.PATH=VALUE is due, with one of "
+                f"--tune {item!r}: expected OBJECTIVE:KEY.PATH=VALUE, with one of "
                 f"{', '.join(chosen)}."
             )
         tuned[name].append(assignment)
@@ -167,7 +167,7 @@ def _contests(
 
 
 def _run(contests: list[Contest], jobs: int) -> list[Contest]:
-    """Those that ended well, in order."""
+    """Run all; returns those that ended well, in order."""
     from dagflow.compare import Failed, run_all
 
     done = set()

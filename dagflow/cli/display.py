@@ -1,4 +1,4 @@
-"""A run as a person sees it: a live view on a terminal, a line for each epoch elsewhere."""
+"""What a person sees of a run: a live view on a terminal, a line for each epoch elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BESIDE_THE_BAR = 50  # columns
 
 
 class Silent:
-    """Shows nothing: for processes beside the one that does."""
+    """Shows nothing: for the processes other than the main one."""
 
     def phase(self, name: str, total: int, epoch: int) -> None: ...
     def advance(self, units: int) -> None: ...
@@ -37,7 +37,7 @@ class Display:
     def __init__(
         self, console: Console, may_stop: bool = False, pictures: bool | None = None
     ) -> None:
-        """`may_stop`: a run that may end before its last epoch; `pictures`: as for `View`."""
+        """`may_stop`: the run may end before its last epoch; `pictures`: as for `View`."""
         self._console = console
         self._most = "at most " if may_stop else ""
         self._numbers: dict[str, float] = {}
@@ -74,7 +74,7 @@ class Display:
         self._live.stop()
 
     def phase(self, name: str, total: int, epoch: int) -> None:
-        # reset forgets the fields that it is not given
+        # reset drops the fields that it is not given
         self._bars.reset(
             self._task, description=name, total=total, epoch=epoch, left=self._time_left()
         )
@@ -105,7 +105,7 @@ class Display:
         self._console.print(f"epoch {epoch}/{epochs}  {self._line()}")
 
     def _shown(self) -> RenderableType:
-        """On a terminal: the bar of the present stage, as wide as there is room, and the view."""
+        """On a terminal: the current stage's bar, as wide as there is room, and the view."""
         self._bar.bar_width = max(5, min(30, self._console.width - BESIDE_THE_BAR))
         return Group(self._bars, *self._view.parts())
 
@@ -121,7 +121,7 @@ class Display:
         return "  ".join(parts)
 
     def _time_left(self) -> str:
-        """From the mean epoch so far."""
+        """Estimated from the mean duration of the epochs so far."""
         if not self._epochs_timed:
             return ""
         mean = sum(self._epochs_timed) / len(self._epochs_timed)
@@ -137,7 +137,7 @@ def _clock(seconds: float) -> str:
 
 
 def profile_table(profile: Profile) -> Table:
-    """Where the time went, the longest first, and the peak of memory meanwhile."""
+    """Where the time went, the longest first, with the peak of memory in each part."""
     table = Table("", "seconds", "share", "calls", "memory, MB", box=None)
     spans = profile.longest()
     total = sum(span.seconds for span in spans.values()) or 1.0

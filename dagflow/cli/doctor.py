@@ -61,16 +61,16 @@ def doctor(
         Path | None,
         typer.Option(
             metavar="RUN|FOLDER",
-            help="Check that this LoRA, or a run's newest, fits the model and changes it.",
+            help="Check that this LoRA, or a run's newest, fits and changes the model.",
         ),
     ] = None,
     setting: SettingOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
     estimate: Annotated[
         str | None,
         typer.Option(
             metavar="RECIPE",
-            help="Predict memory and hours of this recipe, or TOML file; check nothing.",
+            help="Only predict the memory and hours of this recipe or TOML file.",
             autocompletion=names.recipes,
         ),
     ] = None,
@@ -79,12 +79,12 @@ def doctor(
         float | None,
         typer.Option(
             min=0.001,
-            help="Tera-FLOPs a second that a device achieves. Default: timed on this machine.",
+            help="Tera-FLOPs per second that a device achieves. Default: timed on this machine.",
             **COUNTING,
         ),
     ] = None,
 ) -> None:
-    """Check the machine, plugins, weights, a model and the mathematics of a run on it.
+    """Check the machine, plugins, weights, model and mathematics of a run before it begins.
 
     Examples:
 
@@ -98,18 +98,18 @@ def doctor(
 
       dagflow doctor --estimate paper-aesthetic --gpus 8 --tflops 100
 
-    Exit code 0 if nothing failed, 1 if a check did, 2 for wrong input.
+    Exit code: 0 if nothing failed, 1 if a check failed, 2 for wrong input.
 
-    An A100 achieves some 100 tera-FLOPs a second in bfloat16, a third of its data sheet's.
+    An A100 achieves some 100 tera-FLOPs per second in bfloat16, a third of its data sheet's.
     """
     from dagflow import config
 
     if estimate is None and (tflops or gpus > 1):
-        raise UserError("--gpus and --tflops go with --estimate RECIPE.")
+        raise UserError("--gpus and --tflops need --estimate RECIPE.")
     chosen = (recipe, reward, objective, prompts, model, output, lora)
     if estimate is not None:
         if any(chosen) or as_json:
-            raise UserError("with --estimate RECIPE go --gpus, --tflops and -s alone.")
+            raise UserError("--estimate RECIPE can only be combined with --gpus, --tflops and -s.")
         from dagflow.cli.estimate import show_estimate
 
         tree = recipe_file.read_recipe(estimate)
@@ -145,7 +145,7 @@ def _check(resolved: Config, output: Path | None, lora: Path | None, as_json: bo
 
 
 def _examined(patient: Any, checks: Sequence[Check]) -> list[Result]:
-    """All answers, behind a bar."""
+    """Run all checks, showing a progress bar."""
     from dagflow.checks.runner import examine
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30))
@@ -180,7 +180,7 @@ def _machine(registry: Registry) -> Table:
         f"{torch.cuda.get_device_properties(k).total_memory / GIGABYTE:.0f} GB"
         for k in range(torch.cuda.device_count())
     ]
-    table.add_row("GPU", "\n".join(devices) or "none: the embedded model and worlds run without")
+    table.add_row("GPU", "\n".join(devices) or "none: the embedded model and worlds need none")
     return table
 
 

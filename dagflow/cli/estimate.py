@@ -33,8 +33,8 @@ def show_estimate(resolved: Config, registry: Registry, gpus: int, tflops: float
     if tflops is None:
         if not resolved.rewards:
             raise UserError(
-                "to time it, a recipe needs a reward, such as -s rewards.aesthetic.weight=1; or "
-                "give --tflops."
+                "a recipe without a reward cannot be timed: add one, such as "
+                "-s rewards.aesthetic.weight=1, or give --tflops."
             )
         from dagflow.cli.display import Display
         from dagflow.prepare import prepare
@@ -44,13 +44,13 @@ def show_estimate(resolved: Config, registry: Registry, gpus: int, tflops: float
     _print_work(found, seconds)
     _print_memory(found)
     hours = found.hours(tflops * TERA) if tflops else found.hours_timed(seconds or {})
-    how = f"at {tflops:g} tera-FLOPs a second, rewards left out" if tflops else "as timed here"
+    how = f"at {tflops:g} tera-FLOPs per second, without rewards" if tflops else "as timed here"
     shown = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
     out.print(f"[bold]time[/bold]    {shown} on {gpus} device{'s' * (gpus > 1)}, {how}")
 
 
 def _print_work(found: Estimate, seconds: dict[str, float] | None) -> None:
-    table = Table("work", "an epoch", "in all", "tera-FLOPs each", box=None)
+    table = Table("work", "per epoch", "in all", "tera-FLOPs each", box=None)
     if seconds:
         table.add_column("ms each")
     for name, unit in found.units.items():
@@ -61,7 +61,7 @@ def _print_work(found: Estimate, seconds: dict[str, float] | None) -> None:
 
 
 def _print_memory(found: Estimate) -> None:
-    table = Table("memory of a device, without rewards", "MB", box=None)
+    table = Table("memory per device, without rewards", "MB", box=None)
     for name, size in found.bytes.items():
         table.add_row(name, f"{size / 2**20:,.0f}")
     table.add_row("[bold]peak, at least[/bold]", f"[bold]{found.peak_bytes / 2**20:,.0f}[/bold]")

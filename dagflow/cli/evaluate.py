@@ -1,4 +1,4 @@
-"""`dagflow evaluate`, and what is said of an evaluation."""
+"""`dagflow evaluate`, and how an evaluation is printed."""
 
 from __future__ import annotations
 
@@ -30,27 +30,30 @@ def evaluate(
     runs: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN[@EPOCH]...", help="Run directories; the newest checkpoint, or of an epoch."
+            metavar="RUN[@EPOCH]...",
+            help="Run directories: the newest checkpoint of each, or that of an epoch.",
         ),
     ],
     images: Annotated[
         int | None,
-        typer.Option(min=1, help="Held-out seeds. Default: the run's evaluate.images, or 64."),
+        typer.Option(
+            min=1, help="How many held-out seeds. Default: the run's evaluate.images, or 64."
+        ),
     ] = None,
     eval_reward: EvalRewardOption = None,
     features: Annotated[
         str | None,
         typer.Option(
-            help="In which diversity is measured: pixels, dino, clip, or the folder or hub id of "
-            "a vision model. Default: the run's evaluate.features."
+            help="Features that diversity is measured in: pixels, dino, clip, or the folder or "
+            "hub id of a vision model. Default: the run's evaluate.features."
         ),
     ] = None,
 ) -> None:
-    """Hold a trained model against its base model: the same held-out prompts and noise for both.
+    """Compare a trained model with its base model on the same held-out prompts and noise.
 
-    Rewards with their intervals, win rate, diversity, drift, and statistics that no reward sees.
-    Writes report.json and pictures into the run directory, in place of those of an earlier
-    evaluation.
+    Prints rewards with their standard errors, win rate, diversity, drift, and statistics that no
+    reward sees. Writes report.json and pictures into the run directory, replacing those of an
+    earlier evaluation.
 
     Examples:
 
@@ -74,7 +77,7 @@ def evaluate(
     for place, config in zip(places, configs, strict=True):
         with Display(err) as display:
             evaluation = evaluate_checkpoint(prepare(config, registry, display), place.place)
-        page = write_page(place.folder)  # first: nobody may be there any more to be told
+        page = write_page(place.folder)  # first: printing fails if the reader has gone
         out.print(f"[bold]{escape(str(place.folder))}[/bold]  {evaluation.numbers['checkpoint']}")
         print_evaluation(evaluation)
         fact("report", place.folder / "report.json")
@@ -90,7 +93,7 @@ def _with(
     features: str | None,
     registry: Registry,
 ) -> Config:
-    """The run's configuration with what is to be measured now."""
+    """The run's configuration, with what to measure now."""
     from dagflow import config
     from dagflow.folder import read_config
 
@@ -99,19 +102,19 @@ def _with(
     table = tree["evaluate"]
     table["images"] = images or table["images"] or 64
     table["features"] = features or table["features"]
-    more = rewards.tables(eval_rewards, registry, "--eval-reward", "it is measured alone")
+    more = rewards.tables(eval_rewards, registry, "--eval-reward", "it is only measured")
     if trained := [label for label in more if label in tree["rewards"]]:
         raise UserError(
-            f"--eval-reward {trained[0]}: '{folder}' was trained on it; it is measured."
+            f"--eval-reward {trained[0]}: '{folder}' was trained on it, so it is measured anyway."
         )
     table["rewards"] |= more
-    tree["machine"]["shard"] = False  # here is one process
-    tree["tracking"]["trackers"] = []  # nobody is told
+    tree["machine"]["shard"] = False  # this is a single process
+    tree["tracking"]["trackers"] = []  # an evaluation is not tracked
     return config.resolve(tree)
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """As a table and a few lines."""
+    """Print an evaluation as a table and a few lines."""
     from dagflow.alarms import Alarm
 
     numbers = evaluation.numbers
@@ -144,13 +147,13 @@ def print_evaluation(evaluation: Evaluation) -> None:
 
 
 def _change(reward: Mapping[str, Any], images: int) -> str:
-    """With its standard error, which nobody knows of a single image."""
+    """The change with its standard error, which a single image does not have."""
     change = f"{reward['trained'] - reward['base']:+.4f}"
     return f"{change} +- {reward['standard_error_of_change']:.4f}" if images > 1 else change
 
 
 def _table(numbers: Mapping[str, Any]) -> Table:
-    """Base against trained, a row for each thing measured."""
+    """Base against trained, with a row for each thing measured."""
     table = Table("", "base", "trained", "change", box=None, padding=(0, 2, 0, 0))
     for label, reward in numbers["rewards"].items():
         change = _change(reward, numbers["images"])

@@ -20,18 +20,24 @@ def register(app: typer.Typer) -> None:
 def export(
     run: Annotated[
         str,
-        typer.Argument(metavar="RUN[@EPOCH|@best]", help="A run directory; its newest checkpoint."),
+        typer.Argument(
+            metavar="RUN[@EPOCH|@best]", help="A run directory. Default: its newest checkpoint."
+        ),
     ],
     output: Annotated[Path | None, typer.Option(help="A new folder. Default: RUN/export.")] = None,
     fuse: Annotated[
-        bool, typer.Option("--fuse", help="A whole pipeline, the LoRA fused into its UNet.")
+        bool,
+        typer.Option("--fuse", help="Write a whole pipeline, with the LoRA fused into its UNet."),
     ] = False,
     draw: Annotated[
-        bool, typer.Option("--draw", help="Draw the pictures of the card's example too.")
+        bool, typer.Option("--draw", help="Also draw the pictures of the card's example.")
     ] = False,
     prompt: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT", help="Of the card's example. Default: the run's first."),
+        typer.Option(
+            metavar="TEXT",
+            help="Prompt of the card's example; may be repeated. Default: the first held-out ones.",
+        ),
     ] = None,
     base_model: Annotated[
         str, typer.Option(metavar="ID", help="The base model's id on the hub, for the card.")
@@ -40,7 +46,7 @@ def export(
         str, typer.Option("--license", metavar="ID", help="For the card, as the hub writes it.")
     ] = "",
 ) -> None:
-    """Write a trained LoRA for diffusers, for ComfyUI, A1111 and their like, with a model card.
+    """Write a trained LoRA for diffusers, ComfyUI, A1111 and similar programs, with a model card.
 
     Example: dagflow export runs/jpeg-compressibility-kl-001@best --output compressible
     """
@@ -60,4 +66,4 @@ def export(
     out.print(f"{trained.checkpoint.name} of {place.folder} in {folder}:", markup=False)
     for file in files:
         out.print(f"  {file}", markup=False)
-    out.print("Read README.md, and say under which licence, before you publish it.")
+    out.print("Before you publish it, read README.md and state the licence there.")

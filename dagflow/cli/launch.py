@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from dagflow.config import Config
 
 INTERRUPTED, FAILED = 130, 1
-PATIENCE = "300"  # seconds for processes to end a step and save
+PATIENCE = "300"  # seconds for processes to finish a step and save
 SIGNALS = "SIGTERM,SIGINT,SIGUSR1"  # passed on to the processes
 
 
 @dataclass(frozen=True)
 class Machines:
-    """What is to be started where."""
+    """What to start where."""
 
     processes: int  # on this machine
     nodes: int = 1
@@ -32,7 +32,7 @@ class Machines:
     port: int = 29500
 
     def __post_init__(self) -> None:
-        """Raises UserError for machines that cannot be."""
+        """Raises UserError for an impossible combination."""
         if self.node >= self.nodes:
             raise UserError(
                 f"--node-rank {self.node} of --nnodes {self.nodes}: ranks count from 0 to "
@@ -43,19 +43,19 @@ class Machines:
 
 
 def is_launched() -> bool:
-    """Whether a launcher has started this process, and it is one of a group."""
+    """Whether a launcher has started this process as one of a group."""
     return "LOCAL_RANK" in os.environ
 
 
 def as_launched(resolved: Config) -> Config:
-    """The configuration with what accelerate's own asks for.
+    """The configuration with what accelerate's configuration asks for.
 
-    Raises UserError where that is something that dagflow does not do.
+    Raises UserError if that is something that dagflow does not support.
     """
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         raise UserError(
-            "accelerate's configuration asks for DeepSpeed. For a model too large for each device "
-            "dagflow uses FSDP: ask for that there, or set machine.shard."
+            "accelerate's configuration asks for DeepSpeed, which dagflow does not support. For a "
+            "model too large for one device, ask for FSDP there, or set machine.shard."
         )
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         machine = resolved.machine.model_copy(update={"shard": True})
@@ -64,16 +64,16 @@ def as_launched(resolved: Config) -> Config:
 
 
 def launch(machines: Machines, more: Sequence[str], hint: str) -> int:
-    """Run this very command in several processes, and return the exit code of the group.
+    """Run this same command in several processes, and return the exit code of the group.
 
-    `more` are words to go after the first. `hint` is printed where a process did not say itself why
-    it ended.
+    `more`: words to insert after the first. `hint` is printed if a process ended without saying
+    why.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.disable(logging.CRITICAL)  # it repeats what the processes say
+    logging.disable(logging.CRITICAL)  # torch's log repeats what the processes say
     several = machines.nodes > 1
     threads = max(1, (os.cpu_count() or 1) // machines.processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
@@ -103,6 +103,6 @@ def launch(machines: Machines, more: Sequence[str], hint: str) -> int:
         if failure.exitcode >= 0:
             return failure.exitcode
         name = signal.Signals(-failure.exitcode).name
-        complain("Failed", f"process {rank} was ended by {name}, and the others stopped.\n{hint}")
+        complain("Failed", f"process {rank} was killed by {name}; the others stopped.\n{hint}")
         return FAILED
     return 0

@@ -32,12 +32,15 @@ def register(app: typer.Typer) -> None:
 
 
 def list_plugins(
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
     verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Import costs, and tracebacks of the broken.")
+        bool,
+        typer.Option(
+            "-v", "--verbose", help="Also show import times, and tracebacks of broken plugins."
+        ),
     ] = False,
 ) -> None:
-    """Show every reward, prompt source and objective, and plugins that did not load."""
+    """Show every reward, prompt source and objective, and the plugins that did not load."""
     registry = load_plugins()
     if as_json:
         records = {
@@ -61,7 +64,9 @@ def list_plugins(
 def recipes(
     show: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Print one whole.", autocompletion=names.recipes),
+        typer.Option(
+            metavar="NAME", help="Print this recipe in full.", autocompletion=names.recipes
+        ),
     ] = None,
 ) -> None:
     """Show the built-in recipes: complete runs for `dagflow train RECIPE`."""
@@ -74,11 +79,11 @@ def recipes(
     for name, path in known.items():
         table.add_row(name, recipe.recipe_help(path))
     out.print(table, soft_wrap=False)
-    out.print("One whole, with its file: dagflow recipes --show NAME")
+    out.print("To print one in full, with its file: dagflow recipes --show NAME")
 
 
 def _table(provided: Sequence[Provided], wide: bool) -> Table:
-    """A column for each fact, or, where there is no room, one for what fits under another."""
+    """A column for each fact or, where there is no room, the facts below one another in one."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("kind", "name"):
         table.add_column(heading, no_wrap=True)
@@ -104,7 +109,7 @@ def _print_broken(broken: Broken, verbose: bool) -> None:
 
 
 def _print_costs(costs: Sequence[Cost]) -> None:
-    """What each foreign plugin adds to the start of every command."""
+    """How much each third-party plugin adds to the start of every command."""
     for cost in costs:
         if cost.distribution != OWN_DISTRIBUTION:
             heavy = f" (imports {', '.join(cost.heavy)})" if cost.heavy else ""
@@ -125,12 +130,12 @@ def _default(parameter: inspect.Parameter) -> Any:
 def _text(value: Any) -> str:
     try:
         return str(value)
-    except Exception:  # it is somebody's class
+    except Exception:  # the class is a plugin's
         return type(value).__name__
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it, or as text."""
+    """As JSON, or else as text."""
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError):

@@ -21,20 +21,22 @@ def register(app: typer.Typer) -> None:
 
 
 def new_plugin(
-    name: Annotated[str, typer.Argument(help="Of the distribution, such as dagflow-sharpness.")],
+    name: Annotated[
+        str, typer.Argument(help="Name of the distribution, such as dagflow-sharpness.")
+    ],
     kind: Annotated[Kind, typer.Option(help="What it provides.")],
     output: Annotated[
         Path | None, typer.Option(help="A folder for the project. Default: ./NAME.")
     ] = None,
 ) -> None:
-    """Write a small plugin project, complete with a test, that trains as it stands.
+    """Write a small plugin project, with a test, that is ready to train with.
 
     Example: dagflow new-plugin dagflow-sharpness --kind reward
     """
     words = scaffold.words_for(name, kind)
     plugin = words["plugin"]
     if plugin in load_plugins().names(kind):
-        raise UserError(f"{kind} '{plugin}' is installed already. Choose another name.")
+        raise UserError(f"{kind} '{plugin}' is already installed. Choose another name.")
     folder = output or Path(name)
     for file in scaffold.write_project(words, folder):
         out.print(escape(str(folder / file)))

@@ -11,7 +11,7 @@ from dagflow.cli import names
 RecipeArgument = Annotated[
     str | None,
     typer.Argument(
-        help="A recipe's name (see `dagflow recipes`) or a TOML file. Default: tiny.",
+        help="The name of a recipe (see `dagflow recipes`), or a TOML file. Default: tiny.",
         autocompletion=names.recipes,
         show_default=False,
     ),
@@ -20,8 +20,8 @@ RewardOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME[:ARGUMENT][=WEIGHT]",
-        help="Reward, such as jpeg-compressibility or remote:URL; may be repeated, the "
-        "weighted sum counts. Replaces the recipe's rewards.",
+        help="Reward, such as jpeg-compressibility or remote:URL; may be repeated for a "
+        "weighted sum. Replaces the recipe's rewards.",
         autocompletion=names.rewards,
     ),
 ]
@@ -29,7 +29,7 @@ EvalRewardOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME",
-        help="A reward that is measured and never trained on; may be repeated.",
+        help="A reward that is measured but never trained on; may be repeated.",
         autocompletion=names.rewards,
     ),
 ]
@@ -45,7 +45,7 @@ ModelOption = Annotated[
     str | None,
     typer.Option(
         help="tiny (embedded), the folder of a diffusers pipeline, a hub id, ddpm:FOLDER or "
-        "ddpm:HUB_ID (unconditional), or world:NAME (its answer is known).",
+        "ddpm:HUB_ID (unconditional), or world:NAME (its target is known).",
     ),
 ]
 SettingOption = Annotated[
@@ -54,7 +54,6 @@ SettingOption = Annotated[
         "-s",
         "--set",
         metavar="KEY.PATH=VALUE",
-        help="Any setting of the configuration, such as -s epochs=3 -s update.batch_size=64; "
-        "may be repeated.",
+        help="Any setting, such as -s epochs=3 -s update.batch_size=64; may be repeated.",
     ),
 ]

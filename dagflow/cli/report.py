@@ -18,26 +18,27 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    run: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    run: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
     output: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE.html",
-            help="Default: report.html in the run's folder; of several runs, in this one.",
+            help="Default: report.html in the run directory; for several, in the current folder.",
             show_default=False,
         ),
     ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
     serve: Annotated[
-        bool, typer.Option("--serve", help="Show it at an address, kept up to date; no file.")
+        bool,
+        typer.Option("--serve", help="Write no file; serve the page and keep it up to date."),
     ] = False,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8000,
 ) -> None:
-    """Make one page of a run, or of several beside one another, to look at and to pass on.
+    """Make one page of a run, or of several side by side, to look at and to share.
 
-    Curves, pictures before and after, numbers and what was run, in one file that loads nothing
-    from elsewhere. Runs may still be under way.
+    It shows curves, pictures before and after, numbers and what was run, in one file that loads
+    nothing from elsewhere. Runs may still be under way.
 
     Examples:
 
@@ -62,13 +63,13 @@ def report(
 
 
 def write_page(folder: Path) -> Path | None:
-    """Write the page of a run that has ended well, or say why there is none."""
+    """Write the page of a run that has ended well, or print why there is none."""
     from dagflow.page import build
 
     try:
         return build.write([folder], folder / build.NAME)
     except Exception as error:
-        err.print(f"There is no page of this run: {described(error)}", markup=False)
+        err.print(f"The page of this run could not be made: {described(error)}", markup=False)
         return None
 
 
@@ -76,15 +77,16 @@ def _serve(folders: list[Path], host: str, port: int, open_it: bool) -> None:
     from dagflow.page import read, serve
     from dagflow.remote import listen
 
-    read.read(folders)  # what is no run is said before anything is begun
+    read.read(folders)  # complain about a folder that is not a run before starting anything
     if not listen.is_loopback(host):
         err.print(
             f"[bold yellow]Warning:[/bold yellow] {host} is not a loopback address: anybody who "
-            f"reaches it can see these runs."
+            f"can reach it can see these runs."
         )
     with listen.listen(host, port) as listening:
         url = listen.url_of(listening)
-        print(f"dagflow shows {', '.join(map(str, folders))} at {url} (Ctrl-C ends)", flush=True)
+        shown = ", ".join(map(str, folders))
+        print(f"dagflow shows {shown} at {url} (Ctrl-C to stop)", flush=True)
         if open_it:
             webbrowser.open(url)
         serve.serve(folders, listening)

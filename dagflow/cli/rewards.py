@@ -1,4 +1,4 @@
-"""`NAME[:ARGUMENT][=WEIGHT]`, a reward as it is written on the command line."""
+"""`NAME[:ARGUMENT][=WEIGHT]`: a reward as written on the command line."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def tables(
 ) -> dict[str, dict[str, Any]]:
     """The table of each reward under its label.
 
-    ARGUMENT is the value of the reward's first option, as the URL in `remote:URL`; the label is
-    then made from both. Raises UserError for a weight that is no number, for an argument of a
-    reward without options, for a reward that is given twice, and where it is said why nothing is
-    weighted, for any weight.
+    ARGUMENT is the value of the reward's first option, such as the URL in `remote:URL`; the label
+    is then made from both. `unweighted`: why no weight is allowed, if none is. Raises UserError for
+    a weight that is not a number or not allowed, for an argument to a reward without options, and
+    for a reward that is given twice.
     """
     result: dict[str, dict[str, Any]] = {}
     for text in texts:
         name, argument, weight = _parts(text, option)
         if weight is not None and unweighted:
-            raise UserError(f"{option} {text}: {unweighted}; a weight has no place.")
+            raise UserError(f"{option} {text}: {unweighted}, so it takes no weight.")
         table: dict[str, Any] = {} if weight is None else {"weight": weight}
         label = name
         if argument is None and name in result:
@@ -58,12 +58,12 @@ def _number(text: str, number: str, option: str) -> float:
 def _first_option(name: str, registry: Registry) -> str:
     options = list(registry.find("reward", name).options)
     if not options:
-        raise UserError(f"reward '{name}' has no options: nothing may follow '{name}:'.")
+        raise UserError(f"reward '{name}' has no options, so it takes no argument after ':'.")
     return options[0]
 
 
 def _label(name: str, argument: str) -> str:
-    """Readable, and fit for a key in TOML, a path in `-s` and a name of a folder."""
+    """A readable label that works as a TOML key, in a path for `-s` and as a folder's name."""
     what = re.sub(r"^\w+://", "", argument).partition("@")[0]
     return f"{name}-" + re.sub(r"\W+", "-", what, flags=re.ASCII).strip("-")
 

@@ -1,4 +1,4 @@
-"""Run a configuration, in one process or in several, and say what came of it."""
+"""Run a configuration, in one process or several, and print the result."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from dagflow.outcome import Outcome, Stopped
     from dagflow.prepare import Run
 
-REQUESTS = ("SIGINT", "SIGTERM", "SIGUSR1")  # to save and end; schedulers send the latter two
+REQUESTS = ("SIGINT", "SIGTERM", "SIGUSR1")  # to save and end; schedulers send the last two
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """A run to go on with, and the checkpoint to go on from; by default the newest."""
+    """A run to resume, and the checkpoint to resume from; by default the newest."""
 
     folder: Path
     place: str = ""
@@ -42,7 +42,7 @@ class Resumed:
         folder, at, place = text.rpartition("@")
         if at and not Path(text).exists():
             if not place:
-                raise UserError(f"'{text}': after @ the number of an epoch is due.")
+                raise UserError(f"'{text}': an epoch's number must follow the @.")
             return cls(Path(folder), place)
         return cls(Path(text))
 
@@ -54,7 +54,7 @@ def run(
     resumed: Resumed | None = None,
     pictures: bool | None = None,
 ) -> None:
-    """Train. The main process resolves the configuration, and alone prints."""
+    """Train. Only the main process resolves the configuration and prints."""
     with ExitStack() as stack:
         if is_launched():
             from dagflow.engine.processes import processes
@@ -80,7 +80,7 @@ def run(
 
 @contextmanager
 def _with_folder(resolved: Config) -> Iterator[Config]:
-    """With one of its own, where none was given."""
+    """The configuration, with a new run directory if none was given."""
     if resolved.output:
         yield resolved
         return
@@ -127,7 +127,7 @@ def _train(
         except (RunError, OSError) as error:
             if not checkpoint.folders(prepared.folder / "checkpoints"):
                 raise
-            hint = f"What was done before is saved. {_way_on(resolved.output)}"
+            hint = f"Earlier progress is saved. {_way_on(resolved.output)}"
             raise RunError(f"{error}\n{hint}") from error
     if not group.is_main:
         return
@@ -138,14 +138,14 @@ def _train(
 
 
 def _way_on(folder: str) -> str:
-    return f"Go on with: dagflow train --resume {shlex.quote(folder)}"
+    return f"Resume with: dagflow train --resume {shlex.quote(folder)}"
 
 
 @contextmanager
 def _stoppable(prints: bool) -> Iterator[Callable[[], bool]]:
-    """Make a signal a request, and a second Ctrl-C an end at once.
+    """Make a signal a request to stop; a second Ctrl-C stops at once.
 
-    The end of the process that started this one, such as a launcher, is a request as well.
+    If the process that started this one, such as a launcher, ends, that is a request too.
     """
     asked: list[int] = []
     parent = os.getppid()
@@ -154,7 +154,7 @@ def _stoppable(prints: bool) -> Iterator[Callable[[], bool]]:
         if number == signal.SIGINT and number in asked:
             raise KeyboardInterrupt
         if prints and not asked:
-            again = "" if is_launched() else " (Ctrl-C again: at once)"
+            again = "" if is_launched() else " (Ctrl-C again to stop at once)"
             err.print(f"Stopping after this step{again} ...")
         asked.append(number)
 
@@ -163,13 +163,13 @@ def _stoppable(prints: bool) -> Iterator[Callable[[], bool]]:
     try:
         yield lambda: bool(asked) or (is_launched() and os.getppid() != parent)
     finally:
-        if not is_launched():  # else this process is about to end, and has yet to say why
+        if not is_launched():  # otherwise this process is about to end, and must still say why
             for number, before in previous.items():
                 signal.signal(number, before)
 
 
 def _summarise(run: Run, outcome: Outcome) -> None:
-    page = write_page(run.folder)  # first: nobody may be there any more to be told
+    page = write_page(run.folder)  # first: printing fails if the reader has gone
     stopped, epochs = outcome.stopped, run.config.epochs
     if stopped is not None:
         fact("stopped", f"after epoch {stopped.epochs} of {epochs}: {_why(run, stopped)}")
@@ -193,6 +193,6 @@ def _why(run: Run, stopped: Stopped) -> str:
         return f"{gained} (stop_at_gain = {run.config.stop_at_gain:g})"
     action, back = run.config.alarms.action, ""
     if action == "roll-back":
-        went = "went back to the checkpoint before it"
-        back = f", and {went}" if stopped.went_back else ", with no checkpoint before it"
+        went = "the run went back to the checkpoint before it"
+        back = f"; {went}" if stopped.went_back else "; there was no checkpoint before it"
     return f"{stopped.alarms[0]} (alarms.action = {action}){back}"

@@ -38,7 +38,7 @@ def sample(
     seed: Annotated[
         int,
         typer.Option(
-            min=0, max=2**63 - 1, help="Picture k is of torch.Generator().manual_seed(seed + k)."
+            min=0, max=2**63 - 1, help="Picture k uses torch.Generator().manual_seed(seed + k)."
         ),
     ] = 0,
     model: Annotated[
@@ -51,20 +51,20 @@ def sample(
     guidance_scale: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Default: the run's own; 5 for a LoRA. At 1 and below there is no guidance."
+            min=0, help="Default: the run's own; 5 for a LoRA. At 1 or below there is no guidance."
         ),
     ] = None,
 ) -> None:
     """Draw images with a trained model.
 
-    A Stable Diffusion model is drawn by diffusers' own pipeline: DDIM with eta = 1, a generator for
-    each picture. So these are the pictures that the LoRA draws anywhere.
+    Stable Diffusion models are drawn with diffusers' own pipeline: DDIM with eta = 1, and a
+    generator for each picture. So these are the pictures that the LoRA draws anywhere else.
 
     Example: dagflow sample runs/jpeg-compressibility-kl-001 --prompt "a cat" -n 8 --output cats
     """
     require_empty(output)
     if guidance_scale == math.inf:
-        raise UserError("--guidance-scale inf: a finite number is due.")
+        raise UserError("--guidance-scale inf: give a finite number.")
     from dagflow.draw import draw
     from dagflow.engine import pictures
     from dagflow.engine.prompts import as_prompts
@@ -78,7 +78,7 @@ def sample(
     policy = load_policy(base, config.dtype, default_device(), scale)
     if not (folder / policy.WEIGHTS_FILE).is_file():
         if folder != Path(source):
-            raise UserError(f"'{source}' is a run of another kind of model than '{base}'.")
+            raise UserError(f"'{source}' is a run of a different kind of model than '{base}'.")
         raise UserError(
             f"'{source}' is neither a run directory nor a folder with {policy.WEIGHTS_FILE}."
         )
@@ -101,7 +101,7 @@ def sample(
 
 
 def _trained(source: str) -> tuple[Config, Path]:
-    """The configuration of a run, or the default one, and the folder with what was trained."""
+    """The configuration of a run, or the default one, and the folder with the trained weights."""
     from dagflow.config import Config
     from dagflow.folder import read_config, whole_checkpoint
 

@@ -50,7 +50,10 @@ def score(
     ],
     prompt: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="For all. Default: what PICTURE.txt beside each says."),
+        typer.Option(
+            metavar="TEXT",
+            help="Prompt for all pictures. Default: the text of PICTURE.txt beside each.",
+        ),
     ] = None,
     setting: Annotated[
         list[str] | None,
@@ -59,7 +62,9 @@ def score(
     output_format: Annotated[
         Format, typer.Option("--format", help="csv and json hold every digit.")
     ] = Format.table,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures of one size at once.")] = 16,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Pictures of one size to score at once.")
+    ] = 16,
 ) -> None:
     """Score pictures with rewards.
 
@@ -67,17 +72,17 @@ def score(
 
     Options of a reward: -s hpsv2.version=v2.0
     """
-    with redirect_stdout(sys.stderr):  # what a reward prints is no score
+    with redirect_stdout(sys.stderr):  # what a reward prints is not a score
         results, unreadable = _scored(images, reward, prompt, setting or [], batch_size)
     {Format.table: _table, Format.csv: _csv, Format.json: _json}[output_format](results)
     if unreadable:
-        raise RunError("\n".join(["some files were left out.", *unreadable]))
+        raise RunError("\n".join(["some files were skipped.", *unreadable]))
 
 
 def _scored(
     images: list[str], reward: list[str], prompt: str | None, settings: list[str], batch_size: int
 ) -> tuple[list[Scored], list[str]]:
-    """What rewards say of the pictures that could be read, and about the others."""
+    """The scores of the pictures that could be read, and messages about the others."""
     makers = _makers(reward, settings)
 
     from dagflow.score import find_pictures, prompt_beside, score_files
@@ -85,10 +90,10 @@ def _scored(
     found = find_pictures(images)
     texts = [prompt if prompt is not None else prompt_beside(path) for path in found]
     if bad := [text for text in texts if text is not None and not is_text(text)]:
-        raise UserError(f"{bad[0]!r} is no plain text in UTF-8, as a prompt is.")
+        raise UserError(f"{bad[0]!r} cannot be a prompt: it is not plain text in UTF-8.")
     if bare := texts.count(None):
         some, it = ("1 picture has", "it") if bare == 1 else (f"{bare} pictures have", "them")
-        err.print(f"{some} neither --prompt nor a .txt beside {it}: scored without.")
+        err.print(f"{some} neither --prompt nor a .txt beside {it}: scored without a prompt.")
     weighted, device = _place(makers)
     pictures = [(path, text or "") for path, text in zip(found, texts, strict=True)]
     unreadable: list[str] = []
@@ -112,7 +117,7 @@ def _within_memory(scored: Iterable[Scored]) -> list[Scored]:
 
 
 def _makers(texts: Sequence[str], settings: Sequence[str]) -> dict[str, Callable[[], Any]]:
-    """What makes each reward, by its label. Raises UserError."""
+    """A maker for each reward, by its label. Raises UserError."""
     from dagflow import config
 
     registry = load_plugins()
@@ -120,11 +125,13 @@ def _makers(texts: Sequence[str], settings: Sequence[str]) -> dict[str, Callable
     labels = list(tables)
     config.override(tables, settings)
     if unasked := [label for label in tables if label not in labels]:
-        raise UserError(f"-s {unasked[0]}: no such --reward. There are: {', '.join(labels)}.")
+        raise UserError(f"-s {unasked[0]}: no --reward has this name, only {', '.join(labels)}.")
     for setting in settings:
         path = setting.partition("=")[0].strip()
         if path in labels or path.endswith(".name"):
-            raise UserError(f"-s {setting}: which option of it? See `dagflow list-plugins`.")
+            raise UserError(
+                f"-s {setting}: this names no option of the reward. See `dagflow list-plugins`."
+            )
     return {label: _maker(registry, label, table) for label, table in tables.items()}
 
 
@@ -171,5 +178,5 @@ def _json(results: Sequence[Scored]) -> None:
 
 
 def _shown(path: Path) -> str:
-    """A name that is no UTF-8, too, can be printed."""
+    """A name to print, even of a file whose name is not UTF-8."""
     return os.fsencode(path).decode(errors="replace")

@@ -26,11 +26,14 @@ def serve(
         typer.Option("-s", "--set", metavar="KEY=VALUE", help="An option of the reward."),
     ] = None,
     token_file: Annotated[
-        str, typer.Option(help="A file with the token that clients must show. Or DAGFLOW_TOKEN.")
+        str,
+        typer.Option(
+            help="A file with the token that clients must send. Default: DAGFLOW_TOKEN's value."
+        ),
     ] = "",
-    max_images: Annotated[int, typer.Option(min=1, help="In a request.")] = 256,
-    max_bytes: Annotated[int, typer.Option(min=1, help="In a request.")] = 128 * 2**20,
-    max_requests: Annotated[int, typer.Option(min=1, help="In hand at once.")] = 64,
+    max_images: Annotated[int, typer.Option(min=1, help="Most images in a request.")] = 256,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Most bytes in a request.")] = 128 * 2**20,
+    max_requests: Annotated[int, typer.Option(min=1, help="Most requests at once.")] = 64,
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds for a request's body to arrive.")
     ] = 30.0,
@@ -38,7 +41,7 @@ def serve(
         bool, typer.Option("--exit-with-parent", help="End when standard input is closed.")
     ] = False,
 ) -> None:
-    """Offer a reward to trainers, over HTTP.
+    """Serve a reward to trainers over HTTP.
 
     Example: dagflow serve jpeg-compressibility --port 8000 -s quality=80
 
@@ -65,7 +68,7 @@ def serve(
     if not listen.is_loopback(host):
         _warn(host, token)
     device = default_device()
-    told = sys.stdout  # which a plugin may replace
+    told = sys.stdout  # kept, because a plugin may replace it
     worker = Worker(lambda: place(make(), device), device)
     limits = Limits(max_images, max_bytes, max_requests, body_timeout=timeout)
     serves = name + (f" {options}" if options else "")

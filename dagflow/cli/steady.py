@@ -1,4 +1,4 @@
-"""A live display that writes only the lines that have changed, so that pictures stand still."""
+"""A live display that rewrites only lines that have changed, so that pictures do not flicker."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ ERASE, UP = (ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1)
 
 
 class SteadyLive(Live):
-    """rich's, which erases and writes all that it shows at each refresh. Gone in the end.
+    """rich's Live erases and rewrites everything at each refresh; this one does not.
 
-    What others print meanwhile waits for the next refresh, and the main thread writes nothing: its
-    signal handlers, which print, would otherwise find a line half written.
+    It disappears at the end. What others print meanwhile waits for the next refresh. The main
+    thread writes nothing: its signal handlers, which print, could otherwise interrupt a half
+    written line.
     """
 
     def __init__(
@@ -33,17 +34,17 @@ class SteadyLive(Live):
         )
         self._said: list[ConsoleRenderable] = []
         self._written: Lines = []
-        self._width = 0  # of the terminal, when they were written
+        self._width = 0  # of the terminal when the lines were written
 
     def show_now(self) -> None:
-        """Refresh, if it has started, and wait until that is done."""
+        """Refresh, if the display has started, and wait until that is done."""
         if self.is_started:
             writer = Thread(target=self.refresh)
             writer.start()
             writer.join()
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        """What is to be written at a refresh, which prints nothing of its own; else nothing."""
+        """What to write: at a refresh, the held-back prints and the changes; otherwise nothing."""
         if not self.console.is_interactive:
             return renderables
         if not all(isinstance(item, Control) for item in renderables):
@@ -63,11 +64,11 @@ class SteadyLive(Live):
         ]
 
     def _folds(self, width: int) -> int:
-        """Lines that a terminal has added, by folding those that no longer fit its `width`."""
+        """How many lines a terminal has added by folding those that no longer fit its `width`."""
         return sum(max(0, Segment.get_line_length(line) - 1) // width for line in self._written)
 
     def lines(self, console: Console, options: ConsoleOptions) -> Lines:
-        """What is to be seen now; the next time it is what stands there."""
+        """The lines to show now, kept as those that stand there at the next refresh."""
         shown = self._live_render.__rich_console__(console, options)
         self._written = list(Segment.split_lines(cast(Iterable[Segment], shown)))
         self._width = console.width
@@ -75,7 +76,7 @@ class SteadyLive(Live):
 
 
 class _Changes:
-    """What makes the lines of a display out of those that `stand` there."""
+    """What turns the lines that `stand` there into those of a display."""
 
     def __init__(self, display: SteadyLive, stand: Lines) -> None:
         self._display, self._stand = display, stand

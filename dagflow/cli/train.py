@@ -57,14 +57,14 @@ def train(
         str | None,
         typer.Option(
             metavar="RUN[@EPOCH]",
-            help="Go on with an interrupted run, from its newest checkpoint or that of an epoch.",
+            help="Resume an interrupted run from its newest checkpoint, or from that of an epoch.",
         ),
     ] = None,
     tracker: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Also log to tensorboard, trackio or wandb; may be repeated. none: to no other.",
+            help="Also log to tensorboard, trackio or wandb; may be repeated. none turns all off.",
             autocompletion=names.trackers,
         ),
     ] = None,
@@ -72,7 +72,7 @@ def train(
         bool | None,
         typer.Option(
             "--pictures/--no-pictures",
-            help="Show pictures meanwhile. Default: where the terminal has all colours.",
+            help="Show pictures during training. Default: if the terminal has all colours.",
             show_default=False,
         ),
     ] = None,
@@ -109,7 +109,7 @@ def train(
 
       dagflow train paper-aesthetic --num-processes 8
 
-    Ctrl-C finishes the current step, saves, and says how to go on; a second one stops at once.
+    Ctrl-C finishes the current step, saves, and says how to resume; a second one stops at once.
     """
     machines = Machines(num_processes, nnodes, node_rank, master_addr, master_port)
     settings = [*_tracking(tracker), *(setting or [])]
@@ -117,7 +117,7 @@ def train(
         given = [recipe, reward, eval_reward, objective, prompts, prompt, model, output, seed]
         if any(value is not None for value in given):
             raise UserError(
-                "--resume takes the run's own configuration; only -s goes with it, and --tracker."
+                "--resume takes the run's own configuration; it allows only -s and --tracker."
             )
         place = Resumed.named(resume)
         run(lambda: _resumed(place.folder, settings), machines, profile, place, pictures)
@@ -136,18 +136,18 @@ def compose(
     prompts: str | None,
     prompt: list[str] | None,
 ) -> dict[str, Any]:
-    """The tree of a recipe with what the command line names in its place."""
+    """The tree of a recipe, with what the command line gives instead."""
     if prompts and prompt:
-        raise UserError("--prompts and --prompt exclude each other.")
+        raise UserError("give either --prompts or --prompt, not both.")
     tree = recipe_file.read_recipe(recipe or recipe_file.DEFAULT)
     registry = load_plugins()
     if reward:
         tree["rewards"] = rewards.tables(reward, registry)
     if eval_reward:
-        measured = rewards.tables(eval_reward, registry, "--eval-reward", "it is measured alone")
+        measured = rewards.tables(eval_reward, registry, "--eval-reward", "it is only measured")
         evaluate = tree.get("evaluate", {})
         if not isinstance(evaluate, dict):
-            raise UserError(f"evaluate = {evaluate!r}: a table is due.")
+            raise UserError(f"evaluate = {evaluate!r} is not a table.")
         tree["evaluate"] = {**evaluate, "rewards": measured}
     if objective:
         use(tree, "objective", objective, registry)
@@ -163,7 +163,7 @@ def _tracking(names: list[str] | None) -> list[str]:
     if names is None:
         return []
     if "none" in names and len(names) > 1:
-        raise UserError("--tracker none excludes all others.")
+        raise UserError("--tracker none cannot be combined with other trackers.")
     return [f"tracking.trackers={json.dumps([name for name in names if name != 'none'])}"]
 
 
@@ -195,22 +195,25 @@ def _resumed(folder: Path, settings: list[str]) -> Config:
         )
     for name in FIXED_IN_EVALUATE:
         if getattr(after.evaluate, name) != getattr(before.evaluate, name):
-            raise UserError(f"evaluate.{name} cannot change when a run resumes: looks compare.")
+            raise UserError(
+                f"evaluate.{name} cannot change when a run resumes: its looks would no longer "
+                f"compare."
+            )
     if after.epochs != before.epochs and (before.reward_budget or before.update.decay):
         what = "reward_budget" if before.reward_budget else "update.decay"
-        raise UserError(f"epochs cannot change when a run with {what} resumes: it decides them.")
+        raise UserError(f"epochs cannot change when a run with {what} resumes.")
     if after.epochs == before.epochs:
         return after
-    # beta's rise keeps its length in updates
+    # beta rises over the same number of updates as before
     anneal = before.objective.anneal * before.epochs / after.epochs
     objective = before.objective.model_copy(update={"anneal": anneal})
     return after.model_copy(update={"objective": objective})
 
 
 def use(tree: dict[str, Any], kind: Kind, name: str, registry: Registry) -> None:
-    """Name a plugin in its table of the recipe; of what stands there, keep what it understands.
+    """Name a plugin in its table of the recipe, and keep the settings there that it understands.
 
-    Options of others understand each other only within one distribution.
+    Options of another plugin are kept only if both come from one distribution.
     """
     from dagflow.config import Config
 

@@ -25,15 +25,15 @@ CURVES = {
 BLOCKS = "▁▂▃▄▅▆▇█"
 LABEL, NUMBER = 9, 9  # columns of a name, and of a number
 LONGEST = 40  # columns of a curve
-SIDES = (16, 12, 10, 8)  # columns of a picture, of which at least four stand in a row
-OTHER_LINES = 8  # that pictures leave free
+SIDES = (16, 12, 10, 8)  # columns of a picture; a row has at least four
+OTHER_LINES = 8  # lines that pictures leave free
 
 
 class View:
-    """Curves where the console is a person's terminal, pictures where that shows colours."""
+    """Curves if the console is a person's terminal, and pictures if that shows colours."""
 
     def __init__(self, console: Console, pictures: bool | None = None) -> None:
-        """`pictures`: by default where every colour is there, and never where there is none."""
+        """`pictures`: by default only in true colour; never where there are no colours."""
         self._console = console
         self._shown = _is_watched(console)
         can = console.color_system is not None and not console.no_color
@@ -46,7 +46,7 @@ class View:
         self._drawn: tuple[tuple[int, ...], list[RenderableType]] | None = None
 
     def show(self, metrics: Mapping[str, float]) -> None:
-        """New numbers; of losses an epoch's mean counts."""
+        """Take new numbers; losses count as their mean over the epoch."""
         for key, curve in self._curves.items():
             value = metrics.get(key, math.nan)
             if not math.isfinite(value):
@@ -65,7 +65,7 @@ class View:
         self._alarm = text
 
     def pictures(self, images: Tensor, epoch: int) -> None:
-        """A grid (B, 3, height, width) of the same prompts and noise as all others."""
+        """Take a grid (B, 3, height, width), of the same prompts and noise as all others."""
         if not self._pictures_shown:
             return
         tiles = [to_pil(image) for image in images[:LONGEST]]
@@ -74,7 +74,7 @@ class View:
         self._drawn = None
 
     def parts(self) -> Iterator[RenderableType]:
-        """As they are to be seen now, one under the other."""
+        """The parts to show now, one below the other."""
         if not self._shown:
             return
         width, height = self._console.size
@@ -89,13 +89,13 @@ class View:
 
 
 def _is_watched(console: Console) -> bool:
-    """Whether somebody sits there, and the characters can be shown."""
+    """Whether a person is at the terminal, and it can show the characters."""
     watched = console.is_terminal and not console.is_dumb_terminal and "CI" not in os.environ
     return watched and console.file.isatty() and not console.options.ascii_only
 
 
 def curves(values: Mapping[str, Sequence[float]], width: int) -> Table:
-    """A line for each that has values: its curve, the latest value, the change since the first."""
+    """A line for each key with values: its curve, the latest value, the change since the first."""
     table = Table.grid(padding=(0, 1))
     room = min(LONGEST, width - LABEL - 2 * NUMBER - 4)
     for key, found in values.items():
@@ -106,7 +106,7 @@ def curves(values: Mapping[str, Sequence[float]], width: int) -> Table:
 
 
 def curve(values: Sequence[float], width: int) -> str:
-    """Values as a line of at most `width` blocks, each the mean of as many values, +- 1."""
+    """Values as at most `width` blocks, each the mean of equally many values, give or take one."""
     count = min(width, len(values))
     ends = [k * len(values) // count for k in range(count + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in pairwise(ends)]
@@ -116,7 +116,7 @@ def curve(values: Sequence[float], width: int) -> str:
 
 
 def _rows(rows: Mapping[int, list[Image.Image]], width: int, height: int) -> Iterable[Table]:
-    """One row of pictures for each grid, as large as there is room; none where there is little."""
+    """A row of pictures for each grid, as large as fits; none if there is too little room."""
     room = width - LABEL - 1
     for side in SIDES:
         count = min(room // (side + 1), *(len(tiles) for tiles in rows.values()))
@@ -127,7 +127,7 @@ def _rows(rows: Mapping[int, list[Image.Image]], width: int, height: int) -> Ite
 
 
 def _row(epoch: int, tiles: Sequence[Image.Image], side: int) -> Table:
-    """Half-blocks: two pixels in each character, one over the other."""
+    """Draw with half-blocks: two pixels in each character, one above the other."""
     sheet = Image.new("RGBA", ((side + 1) * len(tiles), side))
     for place, tile in enumerate(tiles):
         sheet.paste(tile.resize((side, side), Image.Resampling.BOX), (place * (side + 1), 0))

@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
 @commands.command("list")
 def list_files() -> None:
-    """Show each file: its size and licence, who reads it, and whether it is here."""
+    """Show each file: its size and licence, which plugins read it, and whether it is here."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("file", "size", "licence", "read by", "here"):
         justify: JustifyMethod = "right" if heading == "size" else "left"
@@ -49,7 +49,7 @@ def pull(
     names: Names = None,
     everything: Annotated[bool, typer.Option("--all", help="All files of all plugins.")] = False,
 ) -> None:
-    """Fetch files that are not on this machine, and check them."""
+    """Fetch files that are not on this machine, and check them all."""
     if bool(names) == everything:
         raise UserError("Say what to fetch: either names of plugins or files, or --all.")
     for file in _chosen(names):
@@ -63,7 +63,7 @@ def pull(
 
 @commands.command()
 def verify(names: Names = None) -> None:
-    """Hold the files on this machine against the published sha256. Exit code 1 if one differs."""
+    """Compare the files on this machine with the published sha256. Exit code 1 if one differs."""
     wrong = 0
     for file in _chosen(names):
         path = weights.find(file)
@@ -77,7 +77,7 @@ def verify(names: Names = None) -> None:
         where = path or f"{file.name}, from {file.source}"
         fact(state, where)
     if wrong:
-        raise RunError(f"{wrong} of the files are not what was published.")
+        raise RunError(f"files that differ from what was published: {wrong}.")
 
 
 def _pull_with_a_bar(file: WeightFile) -> Path:
@@ -96,7 +96,7 @@ def _chosen(names: list[str] | None) -> Iterator[WeightFile]:
     for name in names or ():
         if name not in known:
             raise UserError(
-                f"no plugin that reads published files, and no such file, is called '{name}'."
+                f"'{name}' is neither a plugin that reads published files nor such a file."
                 f"{did_you_mean(name, known)} See `dagflow weights list`."
             )
     for file, readers in files.items():

@@ -5,8 +5,8 @@
     class TestRedness(RewardContract):
         name = "redness"
 
-pytest loads this package in every project that has dagflow installed, so nothing is imported here
-before it is asked for.
+pytest loads this package in every project that has dagflow installed, so it imports nothing before
+it is asked to.
 """
 
 from __future__ import annotations

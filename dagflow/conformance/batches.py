@@ -1,4 +1,4 @@
-"""Batches as the engine gives them to an objective, made of random numbers."""
+"""Batches as the engine gives them to an objective, made from random numbers."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ OF_TRAJECTORIES = ("log_reward", "trajectory", "prompt")
 def transitions(
     objective: Any, scale: float = 1.0, beta: float = BETA, seed: int = 0
 ) -> Transitions:
-    """Eight transitions as the engine would give them to this objective, two a trajectory.
+    """Eight transitions as the engine would give them to this objective, two per trajectory.
 
-    Trajectories 0 and 1 have one prompt, 2 and 3 another; the last four transitions are the last of
-    their trajectories. An objective on whole trajectories gets them as (4, 2).
+    Trajectories 0 and 1 have one prompt, 2 and 3 another; the last four transitions end their
+    trajectories. An objective on whole trajectories gets them as (4, 2).
     """
     source = torch.Generator().manual_seed(seed)
 
@@ -72,12 +72,12 @@ def transitions(
 
 
 def count(objective: Any) -> int:
-    """How many losses are due for `transitions`."""
+    """How many losses the objective must return for `transitions`."""
     return TRAJECTORIES if objective.needs.trajectories else COUNT
 
 
 def _as_trajectories(objective: Any, batch: Transitions, log_p0: Tensor) -> Transitions:
-    """What belongs to a transition as (4, 2), to a trajectory as (4,); with log_p0 and log Z."""
+    """Transitions' fields as (4, 2) and trajectories' as (4,), with log_p0 and log Z."""
     columns: dict[str, Any] = {
         name: values[:TRAJECTORIES] if name in OF_TRAJECTORIES else values.view(2, -1).T
         for name in (field.name for field in fields(batch))
@@ -107,7 +107,7 @@ def ask_log_z(objective: Any) -> Tensor:
 
 
 def with_flow(objective: Any, batch: Transitions) -> Transitions:
-    """The batch with log F at both ends, from the objective's own flow network, if it asks."""
+    """The batch with log F at both ends, from the objective's flow network, if it needs that."""
     if not objective.needs.log_flow:
         return batch
     count = len(batch.log_pf)
@@ -131,7 +131,7 @@ def ask_flow(objective: Any, latents: Tensor, times: Tensor, embeds: Tensor) -> 
         values: Tensor = flow(latents, times, embeds)
     except Exception as error:
         advise(
-            f"flow raised {type(error).__name__}: {error}. It is given latents "
+            f"flow raised {type(error).__name__}: {error}. It gets latents "
             f"{tuple(latents.shape)}, timesteps {tuple(times.shape)} (int64) and prompt_embeds "
             f"{tuple(embeds.shape)}; take their widths from the PolicySpec."
         )
@@ -152,7 +152,7 @@ def flow_inputs(count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def cut(batch: Transitions, sizes: list[int]) -> Iterator[Transitions]:
-    """The batch in parts; each knows the same window."""
+    """The batch in parts, each with the same window."""
     columns = {
         field.name: value.split(sizes)
         for field in fields(batch)

@@ -47,7 +47,7 @@ class ObjectiveContract(Contract):
         if not isinstance(getattr(objective, "needs", None), Needs):
             advise(
                 f"{self.label} has no attribute `needs` of type dagflow.Needs. Say there what the "
-                f"engine should compute, as in needs = Needs(log_pb=True); Needs() is log_pf alone."
+                f"engine should compute, as in needs = Needs(log_pb=True); Needs() is only log_pf."
             )
 
     def test_loss_is_one_number_for_each_transition(self) -> None:
@@ -58,7 +58,7 @@ class ObjectiveContract(Contract):
             advise(
                 f"{self.label} returned a loss of shape {tuple(loss.shape)} for {due} "
                 f"{'trajectories' if objective.needs.trajectories else 'transitions'}, not "
-                f"({due},). Take no mean: the engine does, over the whole optimizer step."
+                f"({due},). Do not average: the engine does, over the whole optimizer step."
             )
 
     def test_loss_is_finite_on_both_scales_and_at_beta_zero(self) -> None:
@@ -69,8 +69,8 @@ class ObjectiveContract(Contract):
                 if not loss.isfinite().all():
                     advise(
                         f"{self.label}: the loss is {loss.tolist()} with scale = {scale:g} and "
-                        f"beta = {beta:g}. Log-densities grow with scale (1 or D): take exp of "
-                        f"(log_pf - log_pf_old) / scale only. beta rises from 0: do not divide by "
+                        f"beta = {beta:g}. Log-densities grow with scale (1 or D): take exp only "
+                        f"of (log_pf - log_pf_old) / scale. beta rises from 0: do not divide by "
                         f"it."
                     )
 
@@ -84,8 +84,8 @@ class ObjectiveContract(Contract):
         found = torch.cat([part.reshape(-1) for part in parts])
         if found.shape != together.shape or not torch.allclose(found, together, 1e-3, 1e-4):
             advise(
-                f"{self.label}: the loss of a transition depends on which others are in its "
-                f"micro-batch, and so on the memory of the machine. Declare Needs(window=True) and "
+                f"{self.label}: the loss of a transition depends on the others in its "
+                f"micro-batch, and so on the machine's memory. Declare Needs(window=True) and "
                 f"take statistics from batch.window, which is the whole optimizer step."
             )
 
@@ -98,8 +98,8 @@ class ObjectiveContract(Contract):
         if loss.shape != (1,) or not loss.isfinite().all():
             advise(
                 f"{self.label} returned {loss.tolist()} for a single transition, in a window of "
-                f"one. Name the dimension in squeeze(1); use std(correction=0) + 1e-8; mind that "
-                f"there may be no others for a baseline."
+                f"one. Name the dimension in squeeze(1); use std(correction=0) + 1e-8; remember "
+                f"that there may be no others for a baseline."
             )
 
     def test_gradients_reach_log_pf_and_own_parameters_only(self) -> None:
@@ -119,8 +119,8 @@ class ObjectiveContract(Contract):
             shapes = ", ".join(str(tuple(leaf.shape)) for leaf in strangers)
             advise(
                 f"{self.label}: gradients reach tensors that are not its parameters, of shape "
-                f"{shapes}. The engine optimises and saves objective.parameters() alone: make it "
-                f"an nn.Module, with nn.Parameter, nn.ModuleList and so on in its attributes."
+                f"{shapes}. The engine optimises and saves only objective.parameters(): make it "
+                f"an nn.Module, with nn.Parameter, nn.ModuleList and so on as its attributes."
             )
         hidden = {id(leaf) for leaf in reached}
         unused = [n for n, p in own.items() if p.requires_grad and id(p) not in hidden]
@@ -140,8 +140,8 @@ class ObjectiveContract(Contract):
         except Poisoned as touched:
             need = next(need for need, names in FIELDS.items() if touched.field in names)
             advise(
-                f"{self.label} uses batch.{touched.field}, which is None in a run, for its needs "
-                f"do not ask for it. Declare Needs({need}=True)."
+                f"{self.label} uses batch.{touched.field}, which is None in a run because its "
+                f"needs do not ask for it. Declare Needs({need}=True)."
             )
 
     def test_it_uses_what_it_declares(self) -> None:
@@ -149,8 +149,8 @@ class ObjectiveContract(Contract):
         needs = [need for need in declared(objective) if need != "trajectories"]
         if "potentials" in needs and "log_flow" not in needs:
             advise(
-                f"{self.label} declares Needs(potentials=True) without log_flow, of which they are "
-                f"a part. Drop potentials: the rewards of all intermediate states cost much time."
+                f"{self.label} declares Needs(potentials=True) without log_flow, which they are "
+                f"part of. Drop potentials: rewards of all intermediate states take much time."
             )
         for need in needs:
             try:
@@ -158,7 +158,7 @@ class ObjectiveContract(Contract):
             except Poisoned:
                 continue
             advise(
-                f"{self.label} declares Needs({need}=True) and does not use batch."
+                f"{self.label} declares Needs({need}=True) but does not use batch."
                 f"{' or batch.'.join(FIELDS[need])}. Drop it: what is declared is computed in "
                 f"every step."
             )
@@ -176,7 +176,7 @@ class ObjectiveContract(Contract):
         if not torch.equal(first, again):
             advise(
                 f"{self.label}: the loss of the same batch differs from call to call. Draw no "
-                f"random numbers, and keep no running statistics outside of an optimizer step."
+                f"random numbers, and keep no running statistics outside an optimizer step."
             )
 
     def test_saved_and_loaded_it_is_the_same(self) -> None:
@@ -190,7 +190,7 @@ class ObjectiveContract(Contract):
         ]
         if not torch.equal(*losses):
             advise(
-                f"{self.label}: after a step, saved and loaded into a new one, its loss differs by "
+                f"{self.label}: saved after a step and loaded into a new one, its loss differs by "
                 f"{float((losses[0] - losses[1]).abs().max()):.3g}. All that changes must be in "
                 f"its state_dict: use nn.Parameter, register_buffer and submodules, not plain "
                 f"attributes."
@@ -201,7 +201,7 @@ class ObjectiveContract(Contract):
         _, metrics = self._ask(objective, transitions(objective))
         if not isinstance(metrics, Mapping):
             advise(
-                f"{self.label} returned {type(metrics).__name__} beside the loss, not a mapping of "
+                f"{self.label} returned {type(metrics).__name__} with the loss, not a mapping of "
                 f"name to tensor. Return loss, {{}} if there is nothing to log."
             )
         for name, values in metrics.items():
@@ -235,7 +235,7 @@ class ObjectiveContract(Contract):
         return answer
 
     def _step(self, objective: Any) -> None:
-        """One optimizer step, so that the objective is not what it was when it was built."""
+        """One optimizer step, so that the objective differs from a newly built one."""
         loss, _ = self._ask(objective, transitions(objective))
         if loss.requires_grad:
             loss.sum().backward()
@@ -270,8 +270,8 @@ def saved(label: str, objective: Any) -> bytes:
         return save({k: v.contiguous() for k, v in objective.state_dict().items()})
     except Exception as error:
         advise(
-            f"{label}: its state_dict cannot be saved: {error} Checkpoints hold tensors alone, "
-            f"each in memory of its own: no numbers or lists from get_extra_state, no weights that "
+            f"{label}: its state_dict cannot be saved: {error} Checkpoints hold only tensors, "
+            f"each in its own memory: no numbers or lists from get_extra_state, no weights that "
             f"two modules share."
         )
 
@@ -283,17 +283,17 @@ def restore(label: str, objective: Any, state: bytes) -> None:
         objective.load_state_dict(load(state))
     except Exception as error:
         advise(
-            f"{label}: a new one does not take the saved state: {error} Make the shapes and names "
+            f"{label}: a new one does not accept the saved state: {error} Shapes and names must "
             f"follow from the options alone."
         )
 
 
 def check_metric(label: str, name: Any, values: Any) -> None:
-    """It is a finite tensor, one number or one for each transition, under a name of its own."""
+    """It is a finite tensor, one number or one for each transition, under its own name."""
     if not isinstance(name, str) or name in RESERVED:
         advise(
-            f"{label}: the metric {name!r} has a name of the engine's own, or none. Choose "
-            f"another; taken are {', '.join(sorted(RESERVED))}."
+            f"{label}: the metric {name!r} has a name that the engine uses, or one that is not a "
+            f"str. Choose another; these are taken: {', '.join(sorted(RESERVED))}."
         )
     if not isinstance(values, Tensor) or values.shape not in SHAPES:
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__

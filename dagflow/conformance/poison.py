@@ -1,4 +1,4 @@
-"""Fields of a batch that betray their use: how the kit sees which needs an objective has."""
+"""Fields of a batch that raise when used: how the kit sees what an objective needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Poisoned(Exception):
 
 
 class Poison:
-    """Stands in a field; whatever is done with it raises `Poisoned`."""
+    """Fills a field; anything done with it raises `Poisoned`."""
 
     def __init__(self, field: str) -> None:
         object.__setattr__(self, "_field", field)

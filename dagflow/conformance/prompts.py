@@ -31,15 +31,15 @@ class PromptSourceContract(Contract):
             advise(
                 f"{self.label}, built twice with the same options, holds different prompts. A "
                 f"resumed run would train on others: sort what comes from a set or a folder, and "
-                f"draw nothing at random but from a seed that is an option."
+                f"draw at random only from a seed that is an option."
             )
 
     def test_walked_twice_it_is_the_same(self) -> None:
         source = self.build()
         if items_of(self.label, source) != items_of(self.label, source):
             advise(
-                f"{self.label} holds other prompts when it is walked a second time. It must be "
-                f"a sequence, which holds still: return a list, and let the engine shuffle."
+                f"{self.label} yields other prompts when iterated a second time. It must be "
+                f"a fixed sequence: return a list, and let the engine shuffle."
             )
 
     def test_items_by_number_are_those_of_the_walk(self) -> None:
@@ -61,9 +61,9 @@ class PromptSourceContract(Contract):
         }
         if both:
             advise(
-                f"{self.label}: {min(both)!r} is trained on and held out as well "
-                f"({len(both)} such). What is measured on it would flatter: put each text into one "
-                f"of the two."
+                f"{self.label}: {min(both)!r} is both trained on and held out ({len(both)} such "
+                f"texts). Measurements on it would flatter: put each text into only one of the "
+                f"two."
             )
 
 
@@ -76,11 +76,11 @@ def check_sequence(label: str, source: Any) -> None:
                 f"and resumes by number, so it needs a finite sequence: return a list."
             )
     if not len(source):
-        advise(f"{label} is empty. Raise dagflow.UserError where its options leave no prompt.")
+        advise(f"{label} is empty. Raise dagflow.UserError if its options leave no prompt.")
     found = len(list(islice(iter(source), len(source) + 1)))
     if found != len(source):
         than = "more" if found > len(source) else "fewer"
-        advise(f"{label} has the length {len(source)}, but a walk through it finds {than} items.")
+        advise(f"{label} has the length {len(source)}, but iterating over it finds {than} items.")
 
 
 def check_items(label: str, items: Sequence[Any]) -> None:
@@ -88,11 +88,11 @@ def check_items(label: str, items: Sequence[Any]) -> None:
     for position, item in enumerate(items):
         if not isinstance(item, str | Prompt):
             advise(
-                f"{label}: item {position} is {type(item).__name__}. Items are a str or a "
+                f"{label}: item {position} is {type(item).__name__}. Each item must be a str or a "
                 f"dagflow.Prompt(text, metadata)."
             )
         if not isinstance(text(item), str) or not text(item).strip():
-            advise(f"{label}: item {position} is {text(item)!r}. Leave out what is blank.")
+            advise(f"{label}: item {position} is {text(item)!r}. Leave out blank texts.")
         if isinstance(item, Prompt) and not isinstance(item.metadata, Mapping):
             advise(
                 f"{label}: the metadata of item {position} is {type(item.metadata).__name__}, not "
@@ -101,15 +101,15 @@ def check_items(label: str, items: Sequence[Any]) -> None:
 
 
 def check_numbers(label: str, source: Any, items: Sequence[Any]) -> None:
-    """Item k by number, from either end, is item k of the walk; beyond the end is none."""
+    """Item k by index, from either end, is the k-th in iteration; beyond the end there is none."""
     count = len(items)
     for k in sorted({*range(0, count, max(1, count // SAMPLED)), count - 1}):
         for number in (k, k - count):
             if _at(label, source, number) != items[k]:
                 advise(
-                    f"{label}: item {number} by number is not item {k} of the walk. Item i must "
+                    f"{label}: item {number} by index is not item {k} in iteration. Item i must "
                     f"follow from i alone, and item -1 is the last; inherit from "
-                    f"collections.abc.Sequence to get the walk for nothing."
+                    f"collections.abc.Sequence to get iteration for free."
                 )
     for number in (count, -count - 1):
         try:
@@ -126,7 +126,7 @@ def items_of(label: str, source: Any) -> list[Any]:
     try:
         return list(islice(iter(source), len(source)))
     except Exception as error:
-        advise(f"{label} raised {type(error).__name__} on a walk through it: {error}.")
+        advise(f"{label} raised {type(error).__name__} when iterated: {error}.")
 
 
 def text(item: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`pytest --dagflow-reward NAME`: the kit against an installed plugin, with no test file.
+"""`pytest --dagflow-reward NAME`: run the kit on an installed plugin, without a test file.
 
 pytest loads this module in every project, so it imports nothing heavy until it is asked to.
 """
@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="An option to build it with, the value as in TOML or plain text. May be repeated.",
+        help="An option to build it with, its value in TOML or plain text. May be repeated.",
     )
 
 
@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """Put the kits beside what was collected; in place of it, if no path was given."""
+    """Add the kits to what was collected, or replace it if no path was given."""
     report = yield
     if isinstance(collector, pytest.Session) and report.result is not None:
         found = _kits(collector)
@@ -65,7 +65,7 @@ def _kits(session: pytest.Session) -> list[Kit]:
 
 
 def _contract(kind: Kind, name: str, options: dict[str, Any]) -> type:
-    """A contract for this plugin. Raises UsageError if there is none such, or no such option."""
+    """A contract for this plugin. Raises UsageError if there is no such plugin or option."""
     from dagflow import conformance
     from dagflow.errors import PluginError, UserError
     from dagflow.plugins import load_plugins
@@ -74,7 +74,7 @@ def _contract(kind: Kind, name: str, options: dict[str, Any]) -> type:
         load_plugins().maker(kind, name, options)
     except UserError as error:
         raise pytest.UsageError(str(error)) from None
-    except PluginError:  # which its checks will say
+    except PluginError:  # its checks will report it
         pass
     base: type = getattr(conformance, KINDS[kind])
     return type(base.__name__, (base,), {"name": name, "options": options})

@@ -41,7 +41,7 @@ class RewardContract(Contract):
     """Tests of an installed reward. Set `name`, and `options` if it needs any.
 
     `metadata` is what each prompt carries; set it if the reward reads some. `tolerance` is how far
-    a score may move with the company it is in, as a share of the spread of scores.
+    an image's score may depend on the others in its batch, as a share of the spread of scores.
     """
 
     kind = "reward"
@@ -72,8 +72,8 @@ class RewardContract(Contract):
         turned = self.score(images()[order], [prompts[k] for k in order], "a batch in other order")
         if not self._near(turned, straight[order], straight):
             advise(
-                f"{self.label}: when the batch is put in another order, its scores are not put in "
-                f"the same order. Return score i for image i with prompt i."
+                f"{self.label}: when the batch is reordered, its scores are not reordered in "
+                f"the same way. Return score i for image i with prompt i."
             )
 
     def test_same_input_same_score(self) -> None:
@@ -87,7 +87,7 @@ class RewardContract(Contract):
         if not torch.equal(first, again):
             advise(
                 f"{self.label}, built anew, scores the same batch differently. A resumed run would "
-                f"go on with another reward: load weights from a file, or draw them from a seed."
+                f"use another reward: load weights from a file, or draw them from a seed."
             )
 
     def test_same_score_from_several_threads(self) -> None:
@@ -97,7 +97,7 @@ class RewardContract(Contract):
         if threads is None:
             pytest.skip(f"{self.label} has no `concurrency`, so it is called from one thread.")
         if type(threads) is not int or threads < 1:
-            advise(f"{self.label} has concurrency = {threads!r}. Make it a whole number from 1.")
+            advise(f"{self.label} has concurrency = {threads!r}. Make it a positive whole number.")
         batches = [images().roll(k, 0) for k in range(threads)]
         one_by_one = [self.score(batch, self.prompts(), "a batch") for batch in batches]
         begin = Barrier(threads)
@@ -110,7 +110,7 @@ class RewardContract(Contract):
             together = list(pool.map(ask, THREAD_ROUNDS * batches))
         if not all(map(torch.equal, THREAD_ROUNDS * one_by_one, together)):
             advise(
-                f"{self.label} has concurrency = {threads}, but scores differ when so many calls "
+                f"{self.label} has concurrency = {threads}, but scores differ when that many calls "
                 f"run at once. Keep nothing on self during a call, or remove `concurrency`."
             )
 
@@ -119,7 +119,7 @@ class RewardContract(Contract):
         if scores.shape != (0,):
             advise(
                 f"{self.label} returned the shape {tuple(scores.shape)} for no images, not (0,). "
-                f"Return images.new_zeros(0) where a model cannot be asked."
+                f"Return images.new_zeros(0) if the model cannot take an empty batch."
             )
 
     def test_batch_of_one(self) -> None:
@@ -137,7 +137,7 @@ class RewardContract(Contract):
             if not scores.isfinite().all():
                 advise(
                     f"{self.label} returned {scores.tolist()} for {what}. Images come in the "
-                    f"model's size: resize them to what the reward wants, or pad."
+                    f"model's size: resize or pad them to what the reward needs."
                 )
 
     def test_unusual_prompts(self) -> None:
@@ -156,8 +156,8 @@ class RewardContract(Contract):
         self.score(given, prompts, "a batch")
         if not torch.equal(given, before[0]):
             advise(
-                f"{self.label} changed the images that it was given; the next reward would see "
-                f"them so. Avoid operations in place (mul_, clamp_, images[:] = ...), or clone."
+                f"{self.label} changed the images that it was given, and the next reward would see "
+                f"the change. Avoid in-place operations (mul_, clamp_, images[:] = ...), or clone."
             )
         if prompts != before[1]:
             advise(
@@ -170,12 +170,12 @@ class RewardContract(Contract):
         return [Prompt(text, dict(self.metadata)) for text in TEXTS]
 
     def score(self, batch: Tensor, prompts: Sequence[Prompt], what: str) -> Tensor:
-        """The scores of a batch, float32 (B,); `what` it is goes into the message of a failure."""
+        """The scores of a batch, float32 (B,); `what` describes it in failure messages."""
         scores = _checked(self._raw(batch, prompts, what))
         if scores.shape != (len(batch),):
             advise(
                 f"{self.label} returned the shape {tuple(scores.shape)} for {what}, not "
-                f"({len(batch)},): one number for each image is due."
+                f"({len(batch)},). Return one number for each image."
             )
         return scores
 
@@ -190,7 +190,7 @@ class RewardContract(Contract):
         except BaseException as error:
             advise(
                 f"{self.label} {raised(error)} for {what}. A run would stop here: return a score "
-                f"for every image and prompt that can come."
+                f"for every possible image and prompt."
             )
 
     def _near(self, found: Tensor, due: Tensor, scores: Tensor) -> bool:
@@ -205,7 +205,7 @@ def _checked(scores: Any) -> Tensor:
 
 @cache
 def _jobs() -> Queue[Callable[[], None]]:
-    """What is put here is called in another thread: a daemon, so that a call may hang."""
+    """Calls to make in another thread: a daemon, so that one may hang."""
     jobs: Queue[Callable[[], None]] = Queue()
 
     def work() -> None:
@@ -217,7 +217,7 @@ def _jobs() -> Queue[Callable[[], None]]:
 
 
 def asked(reward: Reward, batch: Tensor, prompts: Sequence[Prompt]) -> Any:
-    """As a run asks: it builds a reward in its main thread, and calls it in one of its own."""
+    """Ask as a run does: it builds a reward in its main thread, and calls it in another."""
 
     @torch.no_grad()
     def ask() -> Any:
@@ -238,14 +238,14 @@ def asked(reward: Reward, batch: Tensor, prompts: Sequence[Prompt]) -> Any:
 
 
 def ready(reward: Reward) -> Reward:
-    """A reward as the engine uses it: a module is frozen and in eval mode."""
+    """A reward as the engine uses it: modules are frozen and in eval mode."""
     if isinstance(reward, nn.Module):
         reward.requires_grad_(False).eval()
     return reward
 
 
 def images(height: int = SIDE, width: int = SIDE) -> Tensor:
-    """Six unlike images, float32 (6, 3, height, width) in [0, 1]."""
+    """Six different images, float32 (6, 3, height, width) in [0, 1]."""
     source = torch.Generator().manual_seed(0)
     noise = torch.rand(3, height, width, generator=source)
     across = torch.linspace(0, 1, width).expand(3, height, width)
@@ -256,7 +256,7 @@ def images(height: int = SIDE, width: int = SIDE) -> Tensor:
 
 
 def plain_images() -> dict[str, Tensor]:
-    """Single images, (1, 3, 32, 32), on which norms and deviations are zero."""
+    """Single images, (1, 3, 32, 32), on some of which norms or deviations are zero."""
     blank = torch.ones(1, 3, SIDE, SIDE)
     return {
         "a black image": 0 * blank,

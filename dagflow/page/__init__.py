@@ -1,1 +1,1 @@
-"""The report as a page to look at: `dagflow report RUN`."""
+"""The report as a web page: `dagflow report RUN`."""

@@ -1,4 +1,4 @@
-"""One page of one run or of several: everything inside it, nothing asked of anybody."""
+"""One self-contained page of one run or several, which loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MOST = charts.BASE  # runs on a page: as many as there are colours for them
 
 @dataclass(frozen=True)
 class Panel:
-    """What is shown of each run by itself."""
+    """What the page shows of each single run."""
 
     run: RunData
     id: str
@@ -41,13 +41,13 @@ class Panel:
 
 
 class Glossary:
-    """Terms as the page uses them, so that it explains those and no others."""
+    """Collects the terms that the page uses, so that it explains exactly those."""
 
     def __init__(self) -> None:
         self.used: dict[str, Term] = {}
 
     def __call__(self, key: str) -> Term:
-        """The term of a key; what nobody has explained is called by its key."""
+        """The term of a key; an unknown key is its own name."""
         term = explain(key) or Term(key, "Logged by a plugin; see its documentation.")
         return self.used.setdefault(key, term)
 
@@ -55,12 +55,12 @@ class Glossary:
 def write(folders: Sequence[Path], output: Path) -> Path:
     """Write the page; the file appears whole or not at all.
 
-    Raises UserError if a folder is no run, or the page has no place to go.
+    Raises UserError if a folder is not a run, or the page cannot be written to `output`.
     """
     if output.is_dir():
         raise UserError(f"'{output}' is a folder. Give --output the name of a file.")
     if output.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"'{output}': the name of a page ends in .html.")
+        raise UserError(f"'{output}': the name of a page must end in .html or .htm.")
     text = build(folders)
     with whole(output) as file:
         file.write_text(text, encoding="utf-8")
@@ -70,18 +70,18 @@ def write(folders: Sequence[Path], output: Path) -> Path:
 def build(folders: Sequence[Path], version: str = "") -> str:
     """The page as HTML. With a `version` it asks its own server for newer ones.
 
-    Raises UserError if a folder is no run or holds files that dagflow did not write so, or there
-    are too many for one page.
+    Raises UserError if a folder is not a run or holds files that are not as dagflow wrote them, or
+    if there are too many folders for one page.
     """
     if len(folders) > MOST:
-        raise UserError(f"{len(folders)} runs are too many for one page: {MOST} at most.")
+        raise UserError(f"{len(folders)} runs are too many for one page: the most is {MOST}.")
     runs = read(folders)
     try:
         text = _rendered(runs, version)
-    except Exception as error:  # of any kind: what is in a file may be anything
+    except Exception as error:  # of any kind: a file may contain anything
         raise UserError(
             f"no page can be made of {', '.join(map(str, folders))}: {described(error)}. Either a "
-            f"file there is not as dagflow wrote it (report.json, *.jsonl), or dagflow is wrong."
+            f"file there is not as dagflow wrote it (report.json, *.jsonl), or dagflow has a bug."
         ) from error
     return text.encode("utf-8", "backslashreplace").decode()  # a folder's name may be anything
 

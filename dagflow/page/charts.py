@@ -1,4 +1,4 @@
-"""Charts of one run or of several: their lines, their words, their tables."""
+"""Charts of one run or several: their lines, texts and tables."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dagflow.page.plans import Measure, Plan, name_of, plans
 from dagflow.page.plot import Line, Plot, evenly, plot, shown
 from dagflow.page.read import Record, RunData, number
 
-ROWS = 100  # of a table beside a chart
-BASE, TEXT = 7, 8  # colours: of the base model, and of words
+ROWS = 100  # most rows of the table below a chart
+BASE, TEXT = 7, 8  # colours: of the base model, and of text
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class Alarm:
     place: float  # percent from the left
     text: str
     colour: int
-    is_own: bool  # of what this chart shows
+    is_own: bool  # whether it is about what this chart shows
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Of a legend."""
+    """An entry of a legend."""
 
     name: str
     colour: int
@@ -35,12 +35,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart with its words, its table and what a pointer reads."""
+    """A chart with its texts, its table and what a pointer reads."""
 
     id: str
     title: str
     note: str
-    key: str  # of the glossary, where the chart shows one thing alone
+    key: str  # of the glossary, if the chart shows only one thing
     plot: Plot
     description: str
     legend: tuple[Entry, ...]
@@ -53,7 +53,7 @@ class Chart:
 
 
 def curves(runs: Sequence[RunData]) -> list[tuple[str, list[Chart]]]:
-    """Charts under their headings, of all that the runs have logged."""
+    """Charts of everything that the runs have logged, under their headings."""
     found: list[tuple[str, list[Chart]]] = []
     seen: Counter[str] = Counter()
     for heading, planned in plans(runs):
@@ -93,10 +93,10 @@ def _chart(plan: Plan, runs: Sequence[RunData]) -> Chart | None:
 
 
 def _lines(measures: Sequence[Measure], runs: Sequence[RunData]) -> Iterator[Line]:
-    """Of each run and measure that has points.
+    """A line for each run and measure that has points.
 
-    Colours tell runs apart, and measures where there is but one run. Bands of several runs are left
-    out where a run has more than one, as they would hide one another.
+    Colours tell runs apart or, with only one run, measures. With several runs, bands are left out
+    if a run would have more than one, as they would hide one another.
     """
     alone, banded = len(runs) == 1, len(runs) == 1 or len(measures) == 1
     for k, run in enumerate(runs):
@@ -128,7 +128,7 @@ def _legend(measures: Sequence[Measure], runs: Sequence[RunData]) -> Iterator[En
 
 
 def describe(lines: Sequence[Line]) -> str:
-    """For those who do not see the picture: where each line begins and ends, and its extremes."""
+    """A text for those who cannot see the chart: each line's start, end and extremes."""
     parts = []
     for line in lines:
         values = [y for _, y in line.points]
@@ -141,14 +141,14 @@ def describe(lines: Sequence[Line]) -> str:
 
 
 def when(x: float) -> str:
-    """Words for a place on the axis of epochs."""
+    """A place on the axis of epochs, in words."""
     if x != int(x):
         return f"during epoch {int(x + 0.5)}"
     return "base model" if x == 0 else f"after {int(x)} epoch{'s' if x > 1 else ''}"
 
 
 def readings(lines: Sequence[Line], frame: Plot) -> dict[str, Any]:
-    """What a pointer reads: columns by place, with a text of each line that has a point there."""
+    """What a pointer reads: columns by place, with a text for each line that has a point there."""
     columns = sorted({x for line in lines for x, _ in line.points})
     values = [dict(line.points) for line in lines]
     bands = [{x: (low, high) for x, low, high in line.band} for line in lines]
@@ -197,7 +197,7 @@ def _alarms(runs: Sequence[RunData], frame: Plot, own: str) -> Iterator[Alarm]:
 
 
 def alarm_text(record: Record) -> str:
-    """A sentence; the record names its statistic as `alarm`, and perhaps an epoch."""
+    """An alarm as a sentence; the record names its statistic as `alarm`, and perhaps an epoch."""
     shift, gain = number(record.get("shift")), number(record.get("gain"))
     moved = f"moved by {shown(shift, signed=True)} deviations"
     if record["alarm"] == "diversity" and shift is not None:

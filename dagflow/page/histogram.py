@@ -38,7 +38,7 @@ def histogram(run: RunData, identifier: str) -> Chart | None:
     return Chart(
         id=identifier,
         title="Rewards of the held-out images",
-        note="How many images have which reward: base and trained model, same prompts and noise.",
+        note="How many images have each reward: base and trained model, same prompts and noise.",
         key="",
         plot=frame,
         description=" ".join(

@@ -1,4 +1,4 @@
-"""Which charts a page has, under which headings, and where their numbers stand."""
+"""Which charts a page has, under which headings, and where their numbers come from."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class Measure:
 
 @dataclass(frozen=True)
 class Plan:
-    """A chart to be drawn if any run has something for it."""
+    """A chart to draw if any run has data for it."""
 
     title: str
     measures: tuple[Measure, ...]
     note: str = ""
-    band: str = ""  # what a band means, where there is one
+    band: str = ""  # what a band means, if there is one
     guide: float | None = None
-    alarm: str = ""  # the statistic whose alarms belong here above all
+    alarm: str = ""  # the statistic whose alarms belong to this chart
 
 
 def of_epoch(key: str, spread: str = "", shift: int = 0, is_error: bool = False) -> Measure:
-    """A number of epochs' records, with a band of another one; of a standard error, 95 %."""
+    """A number from epochs' records, with another as its band; a standard error makes it 95 %."""
 
     def source(run: RunData) -> list[tuple[float, float, float]]:
         found, times = [], run.look_errors if is_error else 1.0
@@ -106,15 +106,15 @@ def _reward_plans() -> list[Plan]:
                 of_epoch("held_out.reward_mean", "held_out.reward_std"),
                 of_epoch("reward_mean", "reward_std", shift=-1),
             ),
-            "An epoch's training images are sampled before its updates, so they stand one epoch "
-            "earlier.",
+            "An epoch's training images are sampled before its updates, so they are shown one "
+            "epoch earlier.",
             SINGLE,
         ),
         Plan(
             "Change over the base model",
             (of_epoch("held_out.reward_change", "held_out.reward_change_error", is_error=True),),
             "From the same prompts and noise.",
-            "The band is the 95 % interval of the mean; while it holds 0, chance alone could "
+            "The band is the 95 % interval of the mean; while it contains 0, chance alone could "
             "explain the change.",
             guide=0.0,
         ),
@@ -127,14 +127,14 @@ def _reward_plans() -> list[Plan]:
         Plan(
             "Loss",
             (of_steps("loss"),),
-            "Mean over the steps of each epoch. It need not fall while training goes well.",
+            "Mean over the steps of each epoch. It need not fall when training goes well.",
             SPREAD,
         ),
     ]
 
 
 def _label_plans(runs: Sequence[RunData]) -> list[Plan]:
-    """A chart of each reward where there is more than one; how they pull where there are."""
+    """With more than one reward: a chart of each, and of how they pull together or apart."""
     labels = [
         label
         for run in runs
@@ -167,7 +167,7 @@ def _label_plans(runs: Sequence[RunData]) -> list[Plan]:
 
 
 def _inside_plans(runs: Sequence[RunData]) -> list[Plan]:
-    """What is known to be logged, and whatever else an objective logs."""
+    """Charts of the usual step metrics, and of whatever else an objective logs."""
     usual = {"epoch", "update", "loss", *INSIDE}
     others = _keys(runs, lambda run: run.steps, lambda key: key not in usual)
     return [
@@ -185,7 +185,7 @@ def _keys(
     records: Callable[[RunData], Sequence[Record]],
     wanted: Callable[[str], bool],
 ) -> list[str]:
-    """In the order of their first appearance."""
+    """The wanted keys, in the order of their first appearance."""
     every = (key for run in runs for record in records(run) for key in record)
     return [key for key in dict.fromkeys(every) if wanted(key)]
 

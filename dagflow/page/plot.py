@@ -1,7 +1,7 @@
 """The geometry of a chart: ticks in percent, and SVG paths that stretch with their box.
 
-Lines keep their width when they are stretched (non-scaling strokes), and all words are HTML, so a
-chart can be read at any width.
+Lines keep their width when they are stretched (non-scaling strokes), and all text is HTML, so a
+chart is readable at any width.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Plot:
-    """All that is drawn of a chart."""
+    """Everything drawn of a chart."""
 
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
@@ -66,7 +66,7 @@ class Plot:
 
 
 def plot(lines: Sequence[Line], guide: float | None = None, epochs: int | None = None) -> Plot:
-    """Draw lines in one frame. `guide`: a height that is marked; `epochs`: x counts so many."""
+    """Draw lines in one frame. `guide`: a height to mark; `epochs`: how many x counts."""
     xs = [x for line in lines for x, _ in line.points] + ([] if epochs is None else [0, epochs])
     ys = [y for line in lines for _, y in line.points] + ([] if guide is None else [guide])
     ys += [y for line in lines for _, *ends in line.band for y in ends]
@@ -107,14 +107,14 @@ def steps(edges: Sequence[float], counts: Sequence[float]) -> tuple[Point, ...]:
 
 
 def evenly(items: Sequence[T], most: int) -> list[T]:
-    """At most so many, at even distances, with the first and the last."""
+    """At most `most` items, evenly spaced, including the first and the last."""
     if len(items) <= most:
         return list(items)
     return [items[round(k * (len(items) - 1) / (most - 1))] for k in range(most)]
 
 
 def shown(value: float | None, signed: bool = False) -> str:
-    """A number for people: four digits (three of a change), a real minus sign, a dash for none."""
+    """A number for people: four digits (three for a change), a true minus sign, a dash for none."""
     if value is None or not isfinite(value):
         return "–"
     text = f"{value:+.3g}" if signed else f"{value:.4g}"

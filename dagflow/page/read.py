@@ -1,4 +1,4 @@
-"""A run directory as values: finished or under way, of this version or an older one."""
+"""Reads a run directory, finished or under way, written by this version or an older one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RunData:
     """What a run has written so far."""
 
     folder: Path
-    name: str  # differs from those of the other runs on a page
+    name: str  # unique among the runs on a page
     config_text: str
     config: Record
     steps: tuple[Record, ...]  # of optimizer steps
@@ -35,7 +35,7 @@ class RunData:
     timings: tuple[Record, ...]
     sessions: tuple[Record, ...]
     report: Record  # empty before the end
-    prompts: tuple[str, ...]  # of the grids' pictures; none in older runs
+    prompts: tuple[str, ...]  # of the pictures in the grids; none in older runs
     reward_calls: int | None
     is_running: bool
 
@@ -57,7 +57,7 @@ class RunData:
 
     @property
     def seconds(self) -> float:
-        """In all epochs, what was done twice after a break counted once."""
+        """Total over all epochs; what was done twice after an interruption counts once."""
         laps = [v for line in self.timings for k, v in line.items() if k.endswith("_seconds")]
         return sum(value for lap in laps if (value := number(lap)) is not None)
 
@@ -68,7 +68,7 @@ class RunData:
 
     @property
     def look_errors(self) -> float:
-        """Standard errors on either side of the mean of a look's images that make 95 %."""
+        """How many standard errors on either side of the mean of a look's images make 95 %."""
         table = self.table("evaluate")
         counts = (number(table.get(name)) or 0.0 for name in ("watched", "grid"))
         return student(max(2, *map(int, counts)))
@@ -88,14 +88,14 @@ def number(value: Any) -> float | None:
 
 
 def at(tree: Any, *path: str) -> Any:
-    """What stands in nested tables; None where something is missing."""
+    """A value in nested tables; None if something on the way is missing."""
     for key in path:
         tree = tree.get(key) if isinstance(tree, Mapping) else None
     return tree
 
 
 def read(folders: Sequence[Path]) -> list[RunData]:
-    """Raises UserError if a folder is no run, or is given twice."""
+    """Read runs. Raises UserError if a folder is not a run, or is given twice."""
     seen = [folder.resolve() for folder in folders]
     if twice := [folder for folder in folders if seen.count(folder.resolve()) > 1]:
         raise UserError(f"'{twice[0]}' is given twice.")
@@ -103,7 +103,7 @@ def read(folders: Sequence[Path]) -> list[RunData]:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The folders' own names, with as many parents as it takes to tell them apart."""
+    """The folders' own names, with as many parents as needed to tell them apart."""
     for parts in range(1, 20):
         names = ["/".join(folder.parts[-parts:]) for folder in folders]
         if len(set(names)) == len(names):
@@ -135,14 +135,14 @@ def _read(folder: Path, name: str) -> RunData:
 
 
 def _of_epochs(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those of epochs, and of steps in them; not of the warm-up, nor of what nobody wrote."""
+    """The lines of epochs and their steps; not those of the warm-up, nor foreign ones."""
     return [line for line in lines if number(line.get("epoch")) is not None]
 
 
 def _config(folder: Path) -> tuple[str, dict[str, Any]]:
     file = folder / "config.toml"
     if not folder.is_dir():
-        raise UserError(f"'{folder}' is no folder. The folder of a run is due, such as runs/NAME.")
+        raise UserError(f"'{folder}' is not a folder. Give a run directory, such as runs/NAME.")
     if not file.is_file():
         inside = sorted(path.parent for path in folder.glob("*/config.toml"))
         hint = f" Did you mean '{inside[0]}'?" if inside else ""
@@ -155,7 +155,7 @@ def _config(folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    """All whole lines: the last one may be half written."""
+    """All complete lines: the last one may be half written."""
     if not file.is_file():
         return []
     found = []
@@ -182,20 +182,20 @@ def _prompts(folder: Path) -> tuple[str, ...]:
 
 
 def _reward_calls(folder: Path) -> int | None:
-    """Up to the newest checkpoint."""
+    """Reward calls up to the newest checkpoint."""
     saved = sorted((folder / "checkpoints").glob("epoch-*/state.json"))
     calls = at(_json(saved[-1]), "reward_calls") if saved else None
     return calls if isinstance(calls, int) else None
 
 
 def _is_running(folder: Path) -> bool:
-    """Whether the run's owner lives; one on another machine is believed."""
+    """Whether the run's owner is alive; one on another machine is assumed to be."""
     owner = _json(folder / OWNER)
     if not isinstance(owner, dict) or owner.get("host") != socket.gethostname():
         return isinstance(owner, dict)
     try:
         os.kill(int(owner.get("pid", 0)), 0)
-    except PermissionError:  # it is somebody else's, and lives
+    except PermissionError:  # it is another user's process, and alive
         return True
     except (OSError, ValueError, TypeError):
         return False
@@ -203,7 +203,7 @@ def _is_running(folder: Path) -> bool:
 
 
 def changed_settings(config: Record) -> list[tuple[str, str]]:
-    """Settings that differ from dagflow's defaults, by their path, and options of plugins."""
+    """Settings that differ from dagflow's defaults, by path, and options of plugins."""
     defaults = dict(_flat(Config().model_dump(mode="json")))
     of_reward = RewardTable().model_dump(mode="json")
     found = []

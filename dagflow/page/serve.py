@@ -1,4 +1,4 @@
-"""The page at an address: built anew when a run's files have changed, and asked for by itself."""
+"""Serves the page: rebuilds it when a run's files change; the page itself asks for new versions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
 class Page:
-    """The newest page of some runs, built once for each state of their files."""
+    """The current page of some runs, built once for each state of their files."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.folders = tuple(folders)
@@ -38,7 +38,7 @@ class Page:
         self._version, self._text = "", ""
 
     def version(self) -> str:
-        """Changes when a file does that the page is made of."""
+        """A word that changes when a file does that the page is made from."""
         state = hashlib.sha256()
         for folder in self.folders:
             for path in sorted(path for pattern in FILES for path in folder.glob(pattern)):
@@ -48,9 +48,9 @@ class Page:
         return state.hexdigest()[:16]
 
     def text(self) -> str:
-        """Raises UserError if a folder is no run any more."""
+        """The page. Raises UserError if a folder is no longer a run."""
         with self._lock:
-            version = self.version()  # before it is read: what comes in between is shown next time
+            version = self.version()  # before reading: what comes in between is shown next time
             if version != self._version:
                 self._text = build(self.folders, version)
                 self._version = version
@@ -74,7 +74,7 @@ def create_app(folders: Sequence[Path]) -> Starlette:
 
 
 def serve(folders: Sequence[Path], listening: socket.socket) -> None:
-    """Until a signal comes."""
+    """Serve until a signal comes."""
     settings = uvicorn.Config(
         create_app(folders),
         ws="none",

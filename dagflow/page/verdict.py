@@ -1,4 +1,4 @@
-"""What came of a run, in words and in a few figures, made from its numbers alone."""
+"""The result of a run in words and a few figures, made from its numbers alone."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dagflow.page.plans import STATISTICS, name_of
 from dagflow.page.plot import shown
 from dagflow.page.read import Record, RunData, at, number
 
-SHIFTED = 1.0  # deviations from which a statistic's shift is named
-FELL = 0.05  # share from which a change of diversity is one
+SHIFTED = 1.0  # deviations from which a statistic's shift is mentioned
+FELL = 0.05  # share from which a change of diversity counts
 
 
 @dataclass(frozen=True)
 class Change:
-    """Of the held-out reward."""
+    """The change of the held-out reward."""
 
     base: float
     trained: float
@@ -37,7 +37,7 @@ class Change:
 
     @property
     def is_certain(self) -> bool:
-        """Whether chance in the held-out images hardly explains it."""
+        """Whether chance in the held-out images is unlikely to explain it."""
         return self.low > 0 or self.high < 0
 
 
@@ -52,7 +52,7 @@ class Figure:
 
 
 def change(run: RunData) -> Change | None:
-    """From the report, or from the newest held-out record while the run goes on."""
+    """From the report, or from the newest held-out record while the run is under way."""
     return _reported(run.report) or _under_way(run)
 
 
@@ -87,7 +87,7 @@ def _under_way(run: RunData) -> Change | None:
 
 
 def sentences(run: RunData) -> list[str]:
-    """The verdict, a sentence each."""
+    """The verdict, sentence by sentence."""
     parts = (_progress, _reward, _diversity, _truth, _statistics)
     return [sentence for part in parts for sentence in part(run)]
 
@@ -107,8 +107,8 @@ def _reward(run: RunData) -> Iterator[str]:
         if means:
             yield (
                 f"There is no comparison with the base model yet. In training the mean reward went "
-                f"from {shown(means[0])} to {shown(means[-1])}, on other prompts and noise each "
-                f"time, so part of that is chance."
+                f"from {shown(means[0])} to {shown(means[-1])}, on different prompts and noise "
+                f"each time, so part of that is chance."
             )
         else:
             yield "There are no numbers yet."
@@ -121,15 +121,18 @@ def _reward(run: RunData) -> Iterator[str]:
         f"{found.interval}."
     )
     if found.high == found.low:
-        yield "That is too few images to tell it from chance."
+        yield "That is too few images to tell the change from chance."
     elif found.is_certain:
-        yield "Chance in the noise hardly explains that; other prompts or another seed may differ."
+        yield (
+            "Chance in the noise is unlikely to explain that; other prompts or another seed may "
+            "differ."
+        )
     else:
-        yield "The interval holds 0: chance alone could explain that."
+        yield "The interval contains 0: chance alone could explain that."
     if found.win_rate is not None:
         yield (
-            f"{percent(found.win_rate)} of the trained images beat the base model's from the same "
-            f"noise (50 % would be no change)."
+            f"{percent(found.win_rate)} of the trained model's images beat the base model's from "
+            f"the same noise (50 % would be no change)."
         )
 
 
@@ -139,7 +142,7 @@ def _diversity(run: RunData) -> Iterator[str]:
         return
     change = trained / base - 1 if base else 0.0
     verb = "fell" if change < -FELL else "rose" if change > FELL else "hardly changed"
-    hint = " Images of a prompt grow alike." if change < -FELL else ""
+    hint = " Images of a prompt are growing alike." if change < -FELL else ""
     yield (
         f"Diversity within a prompt {verb}, from {shown(base)} to {shown(trained)} "
         f"({percent(change, signed=True)}).{hint}"
@@ -162,13 +165,13 @@ def _truth(run: RunData) -> Iterator[str]:
     )
     if base is not None and trained is not None:
         yield (
-            f"This world's target is known: the total variation from it went from {shown(base)} to "
-            f"{shown(trained)} (0 is the target itself)."
+            f"This world's target is known: the total variation distance to it went from "
+            f"{shown(base)} to {shown(trained)} (0 is the target itself)."
         )
 
 
 def _statistics(run: RunData) -> Iterator[str]:
-    """Those that have moved far, but for those with an alarm of their own."""
+    """Statistics that have moved far, except those with an alarm of their own."""
     for name in STATISTICS:
         shift = number(at(run.report, "statistics", name, "shift")) or 0.0
         if abs(shift) >= SHIFTED and name not in _alarms(run):
@@ -177,12 +180,12 @@ def _statistics(run: RunData) -> Iterator[str]:
 
 
 def alarms(run: RunData) -> list[str]:
-    """Of each statistic the first one."""
+    """The first alarm of each statistic."""
     return [alarm_text(record) for record in _alarms(run).values()]
 
 
 def _alarms(run: RunData) -> dict[str, Record]:
-    """By statistic: while the run went on, or else in its report."""
+    """Alarms by statistic: those raised during the run, or else those in its report."""
     logged = {str(record["alarm"]): record for record in reversed(run.alarms)}
     reported = {
         str(alarm["statistic"]): {**alarm, "alarm": alarm["statistic"]}
@@ -241,7 +244,7 @@ def _last(run: RunData, key: str) -> float | None:
 
 
 def duration(run: RunData) -> str:
-    """Of all epochs, in words; empty where no time was kept."""
+    """The time of all epochs, in words; empty if no time was recorded."""
     if not run.seconds:
         return ""
     if run.seconds < 100:

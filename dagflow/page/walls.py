@@ -1,4 +1,4 @@
-"""Pictures of a run as data URIs: the wall of its epochs, best and worst, a world's truth."""
+"""Pictures of a run as data URIs: the wall of its epochs, its best and worst, a world's truth."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Tile:
 class Wall:
     epochs: tuple[int, ...]
     tiles: tuple[Tile, ...]
-    left_out: int  # epochs that have a grid and are not shown
+    left_out: int  # epochs that have a grid but are not shown
     size: tuple[int, int]  # width and height of a picture
 
 
@@ -122,7 +122,7 @@ def _cut(
         return None
 
 
-@lru_cache(maxsize=256)  # a page that is served is built again and again
+@lru_cache(maxsize=256)  # a served page is rebuilt again and again
 def _cut_and_kept(
     file: Path, changed: int, length: int, count: int, columns: int, side: int
 ) -> tuple[tuple[str, ...], tuple[int, int]]:
@@ -147,5 +147,5 @@ def _uri(image: Image.Image, lossless: bool) -> str:
 
 
 def is_pixel_art(size: Sequence[int]) -> bool:
-    """Whether pictures are shown with hard pixels: small ones were magnified that way."""
+    """Whether to show pictures with hard pixels: small ones were magnified that way."""
     return min(size) <= pictures.LEAST_SIDE

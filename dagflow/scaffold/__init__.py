@@ -1,4 +1,4 @@
-"""Write a small, complete plugin project that works as it stands."""
+"""Write a small, complete plugin project that works without changes."""
 
 from __future__ import annotations
 
@@ -24,19 +24,21 @@ DISTRIBUTION = re.compile(r"[a-z0-9]|[a-z0-9][a-z0-9._-]*[a-z0-9]", re.IGNORECAS
 
 
 def words_for(distribution: str, kind: str) -> dict[str, Any]:
-    """What the templates call things, from the name of the distribution.
+    """The names that the templates use, from the name of the distribution.
 
-    Raises UserError for a name that no distribution can have, or whose module could not be
-    imported or would hide another, and for that of a distribution that is installed.
+    Raises UserError for a name that no distribution can have, whose module could not be imported or
+    would hide another, or that an installed distribution has.
     """
     if not DISTRIBUTION.fullmatch(distribution):
         raise UserError(
-            f"'{distribution}' is not a name for a distribution: letters and digits, with '-', '_' "
-            f"or '.' between them, such as dagflow-sharpness."
+            f"'{distribution}' is not a name for a distribution: use letters and digits, with "
+            f"'-', '_' or '.' between them, such as dagflow-sharpness."
         )
     module = re.sub(r"[-_.]+", "_", distribution).lower()
     if not module.isidentifier() or keyword.iskeyword(module):
-        raise UserError(f"'{distribution}' would make '{module}' a module, which is no valid name.")
+        raise UserError(
+            f"'{distribution}' would need a module called '{module}', which is not a valid name."
+        )
     if importlib.util.find_spec(module) is not None:
         raise UserError(
             f"'{distribution}' would hide an installed module called '{module}'. Choose another."
@@ -63,7 +65,7 @@ def words_for(distribution: str, kind: str) -> dict[str, Any]:
 def write_project(words: dict[str, Any], folder: Path) -> list[Path]:
     """Write the project of these words to a folder that does not exist or is empty.
 
-    All or nothing: it is written beside its place and then renamed. Returns the files, relative to
+    All or nothing: it is written beside the folder and then renamed. Returns the files, relative to
     the folder. Raises UserError if the folder is in use.
     """
     require_empty(folder)
@@ -82,7 +84,7 @@ def write_project(words: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def render(words: dict[str, Any]) -> dict[Path, str]:
-    """Every file of the project, by its path, names of files being templates too."""
+    """Every file of the project, by its path; file names are templates too."""
     import jinja2
 
     environment = jinja2.Environment(

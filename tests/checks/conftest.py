@@ -36,7 +36,7 @@ class Answer:
     def blocked(self) -> set[str]:
         """Names of the failures for which others were not asked."""
         said = [check["found"] for check in self.checks.values()]
-        return {text.split("'")[1] for text in said if text.startswith("not asked, since")}
+        return {text.split("'")[1] for text in said if text.startswith("not asked, because")}
 
 
 def answer(code: int, text: str) -> Answer:

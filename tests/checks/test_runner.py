@@ -44,7 +44,7 @@ def test_a_check_that_crashes_is_named_and_hides_no_other() -> None:
     assert "the check 'one' raised KeyError: 'lost'" in results[0].found
     assert "test_runner.py, line" in results[0].found
     assert [result.change for result in results[:2]] == ["the first setting", "the second setting"]
-    assert results[3].found == "not asked, since 'one' failed"
+    assert results[3].found == "not asked, because 'one' failed"
 
 
 class Tokenizer:

@@ -92,7 +92,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    assert "Go on with: dagflow train --resume run" in errors
+    assert "Resume with: dagflow train --resume run" in errors
     assert list((tmp_path / "run" / "checkpoints").iterdir())
 
 
@@ -123,10 +123,10 @@ BAD_INPUT = {
     "no pipeline": (["train", "--model", "."], "has no model_index.json"),
     "no model": (["train", "--model", "./none"], "there is no model './none'"),
     "occupied output": (["train", "--output", "occupied"], "'occupied' exists and is not empty"),
-    "other run": (["train", "--output", "other"], "holds a run already. Go on with `dagflow train"),
+    "other run": (["train", "--output", "other"], "already holds a run. Resume it with `dagflow"),
     "output is a file": (["train", "--output", "file"], "'file' exists and is not empty"),
     "resume of nothing": (["train", "--resume", "none"], "'none' is not a run directory"),
-    "resume with options": (["train", "--resume", "other", "--seed", "3"], "only -s goes with it"),
+    "resume with options": (["train", "--resume", "other", "--seed", "3"], "it allows only -s"),
     "resume with changes": (["train", "--resume", "other", "-s", "seed=3"], "seed cannot change"),
     "not a number": (
         ["train", "-s", "objective.beta=nan"],
@@ -158,13 +158,13 @@ BAD_INPUT = {
         ],
         "the first epoch's 32 images of 1 prompt can show 3.47 nats at most",
     ),
-    "output below a file": (["train", "--output", "file/run"], "file' is a file: no folder can"),
+    "output below a file": (["train", "--output", "file/run"], "file' is a file, so it cannot"),
     "output is the root": (["sample", "other", "--prompt", "x", "--output", "/"], "is not empty"),
-    "output with a NUL": (["train", "-s", 'output="a\\u0000b"'], r"'a\x00b': this is no plain"),
-    "output is a link": (["train", "--output", "link"], "'link' is a link that leads nowhere"),
+    "output with a NUL": (["train", "-s", 'output="a\\u0000b"'], r"'a\x00b': it is not plain"),
+    "output is a link": (["train", "--output", "link"], "'link' is a broken link"),
     "output is no text": (
         ["train", "--output", "a\udcff"],
-        r"output = 'a\udcff': this is no plain text",
+        r"output = 'a\udcff': it is not plain text",
     ),
     "too many steps": (
         ["train", "-s", "rollout.num_inference_steps=1000"],
@@ -175,15 +175,15 @@ BAD_INPUT = {
     "card's prompt is no text": (["export", "other", "--prompt", "a\udcff"], "item 0 is no text"),
     "no guidance": (
         ["sample", "other", "--prompt", "x", "--guidance-scale", "inf"],
-        "--guidance-scale inf: a finite number is due",
+        "--guidance-scale inf: give a finite number",
     ),
     "output in a file": (
         ["sample", "other", "--prompt", "x", "--output", "file/drawn"],
-        "file' is a file: no folder can be made in it",
+        "file' is a file, so it cannot hold a folder",
     ),
     "weight of what is measured": (
         ["train", "--eval-reward", "jpeg-incompressibility=5"],
-        "--eval-reward jpeg-incompressibility=5: it is measured alone; a weight has no place",
+        "--eval-reward jpeg-incompressibility=5: it is only measured, so it takes no weight",
     ),
     "no prompt": (["sample", "other"], "Missing option"),
     "no such command": (["trian"], "No such command"),
@@ -269,7 +269,7 @@ def test_a_folder_that_is_gone_is_said(tmp_path: Path) -> None:
     done = subprocess.run(
         ["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert (done.returncode, "the current folder exists no more" in done.stderr) == (2, True)
+    assert (done.returncode, "the current folder no longer exists" in done.stderr) == (2, True)
 
 
 def test_list_plugins_names_everything_and_speaks_json(dagflow) -> None:

@@ -233,8 +233,8 @@ def test_ctrl_c_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
     screen = pyte.Screen(100, 40)
     pyte.ByteStream(screen).feed(written)
     rows = [row.rstrip() for row in screen.display if row.strip()]
-    assert rows[-1] == "Interrupted and saved. Go on with: dagflow train --resume run"
-    assert "Stopping after this step (Ctrl-C again: at once) ..." in rows
+    assert rows[-1] == "Interrupted and saved. Resume with: dagflow train --resume run"
+    assert "Stopping after this step (Ctrl-C again to stop at once) ..." in rows
     assert HALF_BLOCK not in "".join(rows)
 
 

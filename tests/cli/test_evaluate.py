@@ -36,7 +36,7 @@ def test_evaluate_from_the_command_line(dagflow: Callable[..., Any], tmp_path: P
         (("evaluate", "elsewhere"), "is not a run directory"),
         (("train", "--resume", "run", "-s", "evaluate.grid=4"), "evaluate.grid cannot change"),
         (("train", "-s", "alarms.action=stop", "-s", "evaluate.watched=0"), "alarms.action"),
-        (("report", "run", "--output", "run/config.toml"), "ends in .html"),
+        (("report", "run", "--output", "run/config.toml"), "must end in .html"),
     ]:
         refused = dagflow(*words)
         assert refused.returncode == 2, refused.stderr

@@ -89,21 +89,21 @@ def test_a_score_depends_on_the_picture_alone(dagflow, pictures: Path) -> None:
         (["none/*.png", "--reward", "jpeg-compressibility"], "'none/*.png' names no picture"),
         (["pictures/notes.md", "--reward", "jpeg-compressibility"], "cannot be read as a picture"),
         (["pictures/**.png", "--reward", "jpeg-compressibility"], "'pictures/**.png' is not a pat"),
-        (["pictures", "--reward", "jpeg-compressibility=2"], "scores are raw here; a weight has"),
+        (["pictures", "--reward", "jpeg-compressibility=2"], "scores are raw here, so it takes"),
         (["pictures", "--reward", "jpeg-compressibility", "-s", "jpeg-compressibility=3"],
-         "-s jpeg-compressibility=3: which option of it?"),
+         "-s jpeg-compressibility=3: this names no option"),
         (["pictures", "--reward", "jpeg-compressibility", "-s", "jpeg-compressibility.name=3"],
-         "-s jpeg-compressibility.name=3: which option of it?"),
+         "-s jpeg-compressibility.name=3: this names no option"),
         (["pictures", "--reward", "jpeg-compressibility", "--reward", "jpeg-compressibility"],
          "--reward jpeg-compressibility is given twice"),
         (["pictures", "--reward", "remote:http://[::1]:9", "-s", "remote-1-9.backoff=-1"],
          "option 'backoff': -1 will not do"),
         (["pictures", "--reward", "jpeg-compressibility", "--prompt", "a\udcff"],
-         "no plain text in UTF-8"),
+         "not plain text in UTF-8"),
         (["", "--reward", "jpeg-compressibility"], "'' names no picture"),
         (["pictures", "--reward", "jpeg"], "Did you mean 'jpeg-"),
         (["pictures", "--reward", "jpeg-compressibility", "-s", "jpg.quality=3"],
-         "-s jpg: no such --reward. There are: jpeg-compressibility."),
+         "-s jpg: no --reward has this name, only jpeg-compressibility."),
         (["pictures", "--reward", "jpeg-compressibility", "-s", "jpeg-compressibility.quality=x"],
          "option 'quality': 'x' will not do"),
         (["pictures", "--reward", "aesthetic"], "could not be fetched from the model hub"),
@@ -125,7 +125,7 @@ def test_a_bad_file_does_not_cost_the_others(dagflow, pictures: Path) -> None:
     done = dagflow("score", "pictures", "--reward", "jpeg-compressibility", "--format", "csv")
     assert done.returncode == 1
     assert len(done.stdout.splitlines()) == 1 + 3
-    assert "some files were left out." in done.stderr
+    assert "some files were skipped." in done.stderr
     assert "'pictures/broken.png' cannot be read as a picture" in done.stderr
     (pictures / "a.txt").write_bytes(b"\xff\xfe\xff")
     done = dagflow("score", "pictures", "--reward", "jpeg-compressibility")
@@ -144,7 +144,7 @@ def test_deep_grey_pictures_keep_their_shades(pictures: Path) -> None:
         assert read.shape == (3, 1, 4)
         assert read[0, 0].tolist() == pytest.approx([0, 256 / 65535, 32768 / 65535, 1])
     Image.fromarray(np.ones((2, 2), dtype=np.float32)).save(pictures / "real.tiff")
-    with pytest.raises(ValueError, match="which of its numbers is white"):
+    with pytest.raises(ValueError, match="which of its values is white"):
         _read(pictures / "real.tiff")
 
 

@@ -23,7 +23,7 @@ def test_a_file_that_is_not_the_published_one_is_refused(dagflow, tmp_path: Path
     done = dagflow("weights", "verify", "aesthetic", DAGFLOW_WEIGHTS="own")
     assert done.returncode == 1
     assert f"own/{HEAD} is not the {HEAD.name} that was published: its sha256 is" in done.stdout
-    assert "Failed: 1 of the files are not what was published." in done.stderr
+    assert "Failed: files that differ from what was published: 1." in done.stderr
     done = dagflow("weights", "pull", str(HEAD), DAGFLOW_WEIGHTS="own")
     assert done.returncode == 2
     assert "that was published" in done.stderr

@@ -155,7 +155,7 @@ REWARDS: list[Defect] = [
             "Reshaped."
             return lambda images, prompts: images.reshape(len(images), 3 * 32 * 32).mean(1)
     """),
-    ("odd_image_sizes", "resize them", """
+    ("odd_image_sizes", "resize or pad them", """
         def factory():
             "Not a number off 32."
             return lambda images, prompts: (
@@ -248,7 +248,7 @@ PROMPTS: list[Defect] = [
             "Another each time."
             return [f"cat {next(numbers)}"]
     """),
-    ("walked_twice_it_is_the_same", "which holds still", """
+    ("walked_twice_it_is_the_same", "a fixed sequence", """
         from itertools import count
         class factory:
             "Drawn on the way."
@@ -266,7 +266,7 @@ PROMPTS: list[Defect] = [
                 if not 0 <= index < 3: raise IndexError(index)
                 return f"cat {index}"
     """),
-    ("items_by_number_are_those_of_the_walk", "is not item 0 of the walk", """
+    ("items_by_number_are_those_of_the_walk", "is not item 0 in iteration", """
         class factory(list):
             "Backwards by number."
             def __init__(self): super().__init__(["a cat", "a dog"])
@@ -286,7 +286,7 @@ PROMPTS: list[Defect] = [
             def __init__(self): super().__init__(["a cat", "a dog"])
             def __getitem__(self, index): return super().__getitem__(index % 2)
     """),
-    ("heldout_is_separate", "trained on and held out as well", """
+    ("heldout_is_separate", "both trained on and held out", """
         class factory(list):
             "Both."
             heldout = ["a dog"]
@@ -351,7 +351,7 @@ OBJECTIVES: list[Defect] = [
             def __init__(self, spec): pass
             def __call__(self, batch): return batch.log_pf**2, {}
     """),
-    ("loss_is_one_number_for_each_transition", "Take no mean", """
+    ("loss_is_one_number_for_each_transition", "Do not average", """
         class factory:
             "A mean."
             needs = Needs()
@@ -453,7 +453,7 @@ OBJECTIVES: list[Defect] = [
             def __call__(self, batch): return batch.log_pf - batch.window.log_reward.mean(), {}
     """),
     *(
-        ("it_uses_what_it_declares", f"declares Needs({need}=True) and does not use", f"""
+        ("it_uses_what_it_declares", f"declares Needs({need}=True) but does not use", f"""
         class factory(nn.Module):
             "Asks for {need} and ignores it."
             needs = Needs({need}=True)
@@ -533,7 +533,7 @@ OBJECTIVES: list[Defect] = [
             def set_extra_state(self, state): pass
             def forward(self, batch): return batch.log_pf**2, {}
     """),
-    ("saved_and_loaded_it_is_the_same", "does not take the saved state", """
+    ("saved_and_loaded_it_is_the_same", "does not accept the saved state", """
         class factory(nn.Module):
             "Of a size drawn at random."
             needs = Needs()
@@ -550,7 +550,7 @@ OBJECTIVES: list[Defect] = [
             def __init__(self, spec): pass
             def __call__(self, batch): return batch.log_pf**2, {"size": 1.0}
     """),
-    ("metrics_are_tensors_under_names_of_their_own", "a name of the engine's own", """
+    ("metrics_are_tensors_under_names_of_their_own", "a name that the engine uses", """
         class factory:
             "A name twice."
             needs = Needs()

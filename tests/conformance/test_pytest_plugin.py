@@ -79,7 +79,7 @@ def test_a_failure_is_advice_without_a_traceback_and_options_are_read_as_toml(
     options = ("--dagflow-option", "colour=blue", "--dagflow-option", "twice=true")
     done = run_pytest("--dagflow-prompts", "coloured", *options)
     assert done.returncode == 1
-    assert "prompts 'coloured': item 2 is ''. Leave out what is blank." in done.stdout
+    assert "prompts 'coloured': item 2 is ''. Leave out blank texts." in done.stdout
     assert "dagflow/conformance" not in done.stdout
     assert "1 failed" in done.stdout
 

@@ -48,7 +48,7 @@ def test_a_folder_in_use_is_refused_and_left_alone(dagflow, tmp_path: Path) -> N
 def test_a_name_that_is_installed_already_is_refused(dagflow, tmp_path: Path) -> None:
     done = dagflow("new-plugin", "dagflow-animals", "--kind", "prompts")
     assert done.returncode == 2
-    assert "prompts 'animals' is installed already" in done.stderr
+    assert "prompts 'animals' is already installed" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -61,8 +61,8 @@ def test_a_name_that_is_installed_already_is_refused(dagflow, tmp_path: Path) ->
         ("../sharp", "not a name for a distribution"),
         ("schärfe", "not a name for a distribution"),
         ("", "not a name for a distribution"),
-        ("3d", "no valid name"),
-        ("import", "no valid name"),
+        ("3d", "not a valid name"),
+        ("import", "not a valid name"),
         ("torch", "hide an installed module"),
         ("DagFlow", "hide an installed module"),
         ("dagflow.rewards", "hide an installed module"),

@@ -137,7 +137,7 @@ def test_a_damaged_checkpoint_is_named(make_run, tmp_path: Path, file: str) -> N
     newest = checkpoints(tmp_path / "run" / "checkpoints")[-1]
     content = (newest / file).read_bytes()
     (newest / file).write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=f"is whole: .*epoch-0001/{file} is not what was"):
+    with pytest.raises(UserError, match=f"to resume from: .*epoch-0001/{file} is not what was"):
         resume(make_run(epochs=2))
 
 

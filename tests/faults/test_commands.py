@@ -84,7 +84,7 @@ def test_a_scheduler_may_end_a_run(
     print(f"{number.name}, {processes}: {time.monotonic() - began:.1f} s")
     assert code == 130, said
     assert time.monotonic() - began < GRACE
-    assert said.count("Interrupted and saved. Go on with: dagflow train --resume run") == 1
+    assert said.count("Interrupted and saved. Resume with: dagflow train --resume run") == 1
     assert "Traceback" not in said
 
 
@@ -112,7 +112,7 @@ def test_the_death_of_one_process_ends_all_soon(begin: Begin, tmp_path: Path) ->
     print(f"stopped {time.monotonic() - began:.1f} s after a process was killed")
     assert code == 1
     assert time.monotonic() - began < GRACE
-    assert "process 1 was ended by SIGKILL, and the others stopped" in said
+    assert "process 1 was killed by SIGKILL; the others stopped" in said
     assert "dagflow train --resume run" in said
     assert not [child for child in children if child.is_running()]
 

@@ -198,7 +198,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(make_run, tmp_path: Pa
     resume(run)
     assert run.watcher.said[0].startswith("DAMAGED: ")
     assert "epoch-0003/training_state.safetensors is not what was written" in run.watcher.said[0]
-    assert run.watcher.said[1] == "Going on from epoch-0002; set aside: epoch-0003."
+    assert run.watcher.said[1] == "Resuming from epoch-0002; set aside: epoch-0003."
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
     assert (folder / "aside-epoch-0003").is_dir()
     assert (folder / "latest").resolve().name == "epoch-0003"
@@ -220,7 +220,7 @@ def test_a_run_goes_on_from_an_epoch_of_choice(make_run, tmp_path: Path, place: 
         "aside-epoch-0003",
     }
     flip(folder / "epoch-0002" / "state.json")
-    with pytest.raises(UserError, match=r"no checkpoint to go on from is whole: .*state.json"):
+    with pytest.raises(UserError, match=r"no undamaged checkpoint to resume from: .*state.json"):
         resume(make_run(epochs=3, **settings), "2")
 
 

@@ -65,7 +65,7 @@ def test_a_page_of_an_older_run_shows_what_there_is(older: Path) -> None:
     assert "The mean reward of 12 held-out images" in page
     assert "a 95 % interval from" in page
     assert "beat the base model" not in page
-    assert "older than sessions.jsonl" in page
+    assert "has no sessions.jsonl" in page
 
 
 def test_a_page_of_a_whole_run_says_what_came_of_it(rich: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_page_of_a_whole_run_says_what_came_of_it(rich: Path) -> None:
     words = " ".join(sentences(data))
     assert "rose from −1.41 (base) to −1.29 (trained): a change of +0.12" in words
     assert "with a 95 % interval from +0.09 to +0.15. Chance in the noise" in words
-    assert "90 % of the trained images beat" in words
+    assert "90 % of the trained model's images beat" in words
     assert "Diversity within a prompt fell, from 0.21 to 0.17 (−19 %)" in words
     assert "JPEG size moved by −1.2 deviations" in words
     assert "Edge density" not in words  # it has an alarm of its own
@@ -212,7 +212,7 @@ def test_at_most_so_many_epochs_of_pictures_with_the_first_and_the_last(
     for epoch in range(4, 80):
         shutil.copy(folder / "samples/epoch-0003.png", folder / f"samples/epoch-{epoch:04d}.png")
     page = build([folder])
-    assert "24 of 80 epochs are on this page" in page
+    assert "This page shows 24 of 80 epochs" in page
     [epochs] = re.findall(r'data-epochs="([^"]*)"', page)
     chosen = json.loads(epochs)
     assert (len(chosen), chosen[0], chosen[-1]) == (24, 0, 79)
@@ -247,7 +247,7 @@ def test_several_runs_share_their_charts(run: Path, rich: Path, tmp_path: Path) 
 def test_what_is_no_run_is_said(run: Path, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     copy(run, tmp_path / "runs" / "one")
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         build([tmp_path / "none"])
     with pytest.raises(UserError, match=r"no config\.toml\. Did you mean '.*one'\?"):
         build([tmp_path / "runs"])
@@ -290,7 +290,7 @@ def test_the_command_says_where_the_page_is(dagflow, run: Path, tmp_path: Path) 
     assert done.stdout == "page      a/b.html\n"
     failed = dagflow("report", "nothing", "--output", "c.html")
     assert failed.returncode == 2
-    assert "'nothing' is no folder" in failed.stderr
+    assert "'nothing' is not a folder" in failed.stderr
     assert not (tmp_path / "c.html").exists()
     assert dagflow("report", "run", "--serve", "--output", "c.html").returncode == 2
 
@@ -303,4 +303,4 @@ def test_a_run_that_ended_well_is_not_spoilt_by_its_page(
     write_page(folder)
     said = capfd.readouterr()
     assert said.out == ""
-    assert "There is no page of this run: UserError:" in said.err
+    assert "The page of this run could not be made: UserError:" in said.err

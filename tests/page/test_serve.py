@@ -44,7 +44,7 @@ def test_the_page_is_built_anew_when_files_change(rich: Path, under_way: Path) -
     page = client.get("/").text
     assert f'data-version="{after}"' in page
     assert "connect-src 'self'" in page
-    assert "90 % of the trained images" in page
+    assert "90 % of the trained model" in page
     (under_way / "config.toml").unlink()
     gone = client.get("/")
     assert gone.status_code == 404
@@ -94,7 +94,7 @@ def test_an_open_page_follows_the_run_and_keeps_its_place(
     assert page.locator(".slider output").text_content() == "1"
     assert page.locator("#chart-loss details").get_attribute("open") is not None
     assert page.locator("#chart-reward details").get_attribute("open") is None
-    assert "90 % of the trained images" in page.locator(".verdict").text_content()
+    assert "90 % of the trained model" in page.locator(".verdict").text_content()
     assert {place for place in asked if not place.startswith("data:")} == {
         f"{url}/",
         f"{url}/version",
@@ -110,4 +110,4 @@ def test_an_open_page_follows_the_run_and_keeps_its_place(
 def test_what_is_no_run_is_not_served(dagflow, tmp_path: Path) -> None:
     done = dagflow("report", "none", "--serve", "--port", "0")
     assert done.returncode == 2
-    assert "'none' is no folder" in done.stderr
+    assert "'none' is not a folder" in done.stderr

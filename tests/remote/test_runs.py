@@ -84,7 +84,7 @@ def test_a_run_outlives_its_server(dagflow, serve, tmp_path: Path, port: int) ->
     assert "trying again in 0.1 s" in errors
     assert f"reward '{label}': no answer from the server at http://127.0.0.1:{port}" in errors
     assert "gave up (retries = 1)" in errors
-    assert "What was done before is saved. Go on with: dagflow train --resume run" in errors
+    assert "Earlier progress is saved. Resume with: dagflow train --resume run" in errors
     assert "Traceback" not in errors
 
     serve()

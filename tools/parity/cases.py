@@ -1,4 +1,4 @@
-"""What both sides of the comparison are fed: checkpoints, images and prompts, all from seeds."""
+"""The input of both sides of the comparison: checkpoints, images and prompts, all from seeds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def images() -> list[Image.Image]:
     """Smooth pictures of several sizes, one of them grey and one with an alpha channel."""
     drawn = [_picture(seed, *size) for seed, size in enumerate(SIZES)]
     grey = _picture(10, 200, 260).convert("L")
-    transparent = _picture(11, 240, 200).convert("RGBA")  # opaque, but for its mode
+    transparent = _picture(11, 240, 200).convert("RGBA")  # opaque, despite its mode
     return [*drawn, grey, transparent]
 
 
@@ -31,9 +31,9 @@ def pairs() -> list[tuple[Image.Image, str]]:
 
 
 def random_state(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    """Tensors of these shapes, as a checkpoint would have them: the same each time.
+    """Tensors of these shapes, as a checkpoint would have them, the same every time.
 
-    Weights have a deviation of 1/sqrt(inputs), so that no layer drowns another.
+    Weights have a deviation of 1/sqrt(inputs), so that no layer drowns out another.
     """
     generator = torch.Generator().manual_seed(0)
     state = {}

@@ -1,9 +1,9 @@
-"""Our scores of the cases beside the genuine packages'.
+"""Compares our scores of the cases with the genuine packages'.
 
     python -m tools.parity.compare FOLDER [--golden FILE]
 
 reads what `originals` wrote and prints the largest difference, with the original preprocessing
-(`exact`) and with tensors. `--golden` also writes the numbers that the tests hold.
+(`exact`) and with tensors. `--golden` also writes the numbers that the tests use.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ REWARDS: dict[str, Callable[..., Reward]] = {
 
 
 def scores(reward: Reward) -> list[float]:
-    """One by one, because the images differ in size."""
+    """Scores, one by one, because the images differ in size."""
     with torch.no_grad():
         return [float(reward(as_tensor(image), [Prompt(text)])) for image, text in pairs()]
 

@@ -85,7 +85,7 @@ def hpsv2(folder: Path, full: bool) -> dict[str, object]:
 
 
 def aesthetic(folder: Path, full: bool) -> dict[str, object]:
-    """LAION's predictor: openai-clip's transform, as their script has it, on transformers' CLIP."""
+    """LAION's predictor: openai-clip's transform, as in their script, on transformers' CLIP."""
     from clip.clip import _transform
     from transformers import CLIPConfig, CLIPModel
 
@@ -119,7 +119,7 @@ def aesthetic(folder: Path, full: bool) -> dict[str, object]:
 
 @contextlib.contextmanager
 def _small_image_reward(package: object) -> Iterator[None]:
-    """The package builds nothing but its own sizes: narrower layers in their place."""
+    """Narrower layers, because the package builds only its own sizes."""
     from ImageReward.models.BLIP import blip_pretrain
     from ImageReward.models.BLIP.vit import VisionTransformer
 
@@ -133,7 +133,7 @@ def _small_image_reward(package: object) -> Iterator[None]:
 
 
 def _refilled(model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], Shapes]:
-    """Fill a model from the seeds; its state, and the shapes of what was filled."""
+    """Fill a model from the seeds; returns its state, and the shapes of what was filled."""
     own = model.state_dict()
     shapes = {key: list(value.shape) for key, value in own.items() if value.is_floating_point()}
     state = own | random_state(shapes)

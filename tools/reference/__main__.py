@@ -1,6 +1,6 @@
 """Write the reference pages that follow from the code: `python -m tools.reference`.
 
-They are kept in the repository, so that they can be read there, and a test holds them current.
+They are kept in the repository so that they can be read there; a test keeps them current.
 """
 
 from __future__ import annotations

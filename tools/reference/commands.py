@@ -1,4 +1,4 @@
-"""The page of all commands, as their `--help` has them."""
+"""The page of all commands, from their `--help`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dagflow.cli import complete
 HEAD = """# Commands
 
 All of `dagflow --help`, written by `make reference`. The [tutorials](tutorials/first-run.md) show
-them at work; exit codes are in [training](training.md#stop-and-go-on).
+the commands at work; exit codes are in [training](training.md#stop-and-go-on).
 """
 LISTS = re.compile(r"\*\*Commands\*\*:\n\n(?:\* .*\n)+\n")  # cut short by typer; headings follow
 USAGE = re.compile(r"\*\*Usage\*\*:\n\n```console\n\$ (.*)\n```")

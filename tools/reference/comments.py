@@ -1,4 +1,4 @@
-"""An extension of griffe: the comment behind a field is its description, as people read it."""
+"""An extension of griffe that takes the comment after a field as its description."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import griffe
 
 
 class TrailingComments(griffe.Extension):
-    """Fields of dataclasses here carry `# (B, T), ...` behind them, not docstrings below."""
+    """Fields of dataclasses here have comments such as `# (B, T), ...` instead of docstrings."""
 
     def on_attribute_instance(
         self, *, node: ast.AST | griffe.ObjectNode, attr: griffe.Attribute, **_: Any

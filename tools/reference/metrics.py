@@ -9,10 +9,10 @@ from tools.reference.tables import table
 
 HEAD = """# Metrics
 
-Every number that a run writes, written by `make reference` from the one glossary that reports use
-too. LABEL and OTHER stand for labels of rewards, STATISTIC for what is measured of images, MODEL
-for `base`, `trained` or `reference`, STAGE for a part of an epoch. Which of them a run writes
-depends on its settings; [training](training.md#the-run-directory) says into which files.
+Every number that a run writes. `make reference` writes this page from the same glossary that
+reports use. LABEL and OTHER stand for labels of rewards, STATISTIC for a measured property of
+images, MODEL for `base`, `trained` or `reference`, STAGE for a part of an epoch. Which numbers a
+run writes depends on its settings; [training](training.md#the-run-directory) says into which files.
 """
 
 

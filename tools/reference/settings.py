@@ -15,12 +15,12 @@ Schema = dict[str, Any]
 
 HEAD = """# Settings
 
-Every setting of a recipe, written by `make reference`. On the command line it is
-`-s KEY.PATH=VALUE`, such as `-s update.batch_size=64`; in a recipe it stands in the table that its
-heading names. [Recipes](recipes.md) set many of them; a run's `config.toml` says what it was made
-with.
+Every setting of a recipe, written by `make reference`. On the command line, give a setting as
+`-s KEY.PATH=VALUE`, such as `-s update.batch_size=64`; in a recipe, put it in the table that its
+heading names. [Recipes](recipes.md) set many of them; a run's `config.toml` records those that it
+used.
 """
-OPEN = "Other keys are options of the {} that is named: see [below](#{})."
+OPEN = "Other keys are options of the named {}: see [below](#{})."
 PLUGINS = {
     "reward": ("rewards.LABEL", "Options of rewards"),
     "objective": ("objective", "Options of objectives"),
@@ -55,7 +55,7 @@ def page() -> str:
 
 
 def _tables(schema: Schema, known: Schema, path: str = "") -> Iterator[tuple[str, Schema]]:
-    """The root, then every table below it, by the path that leads there."""
+    """The root, then every table below it, each with its path."""
     yield path, schema
     for key, field in schema["properties"].items():
         inner = field.get("additionalProperties")
@@ -81,7 +81,7 @@ def _section(path: str, schema: Schema) -> str:
 
 
 def _values(field: Schema) -> str:
-    """What is allowed, in words: the type and its bounds, or the choices."""
+    """The allowed values in words: the type and its bounds, or the choices."""
     if "anyOf" in field:
         return " or ".join(_values(choice) for choice in field["anyOf"])
     if "enum" in field:
@@ -96,7 +96,7 @@ def _options(path: str, title: str, provided: Iterable[Provided]) -> str:
         for item in sorted(provided, key=lambda item: item.name)
     ]
     listed = table(("name", "options and their defaults", "what it is"), rows)
-    return f"## {title}\n\nKeys of `[{path}]`, beside those above.\n\n{listed}\n"
+    return f"## {title}\n\nKeys of `[{path}]`, in addition to those above.\n\n{listed}\n"
 
 
 def _option(parameter: inspect.Parameter) -> str:

@@ -2,7 +2,7 @@
 
 Needs the ``render``, ``vae`` and ``latents`` stages of ``train.py``. A third of the pictures are
 replaced by their VAE reconstructions; random crops, colour gain, blur and noise do the rest.
-No sample of the diffusion model is used.
+No samples of the diffusion model are used.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python tools/tiny_model/train_preview.py [--steps 4000] [--output dagflow/models/tiny_preview]
 
-It learns from what it will see: x0hat of the text branch at every step of the base model's own
-trajectories, decoded by the VAE. A few minutes on one core.
+It learns from what it will see: the text branch's x0hat at every step of the base model's own
+trajectories, decoded by the VAE. This takes a few minutes on one core.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STEPS, TOGETHER = 20, 32
 
 
 def previews(policy: Policy, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """x0hat (N, C, H, W) along `count` trajectories, shuffled, and the VAE's images of them."""
+    """x0hat (N, C, H, W) along `count` trajectories, shuffled, and the VAE's images of it."""
     path = policy.path(STEPS)
     prompts = as_prompts("animals", load_plugins().maker("prompts", "animals", {})())
     found: list[Tensor] = []

@@ -1,18 +1,18 @@
 """Losses that the genuine torchgfn computes from random numbers, for our tests to compare with.
 
-It needs an environment of its own, since torchgfn asks for an older numpy than ours:
+It needs its own environment, since torchgfn requires an older numpy than ours:
 
     python -m venv ENVIRONMENT
     ENVIRONMENT/bin/pip install torchgfn==2.4.1
     ENVIRONMENT/bin/python tools/torchgfn/golden.py tests/objectives/torchgfn-2.4.1.json
 
-States are pairs (trajectory, step), and policies and flows look their value up in a table. All the
+States are pairs (trajectory, step), and policies and flows look their values up in a table. All the
 rest is torchgfn's own: masks, sums, residuals, weights, losses. Everything is computed in float64
-from multiples of 1/1024, which float32 has exactly.
+from multiples of 1/1024, which float32 represents exactly.
 
 Steps count from the source: 0 is source -> x_0, then T steps x_k -> x_(k+1). In torchgfn the last
-step is the exit and has no backward density, so where there is one, that of the last step is
-subtracted from its forward density beforehand.
+step is the exit and has no backward density, so where there is one, the last step's is subtracted
+from its forward density beforehand.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ DECAYS = [0.9, 1.0, 1.5]
 
 
 class Pairs(Env):
-    """States are (trajectory, step); one moves on, or exits."""
+    """States are (trajectory, step); an action moves on or exits."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -103,7 +103,7 @@ class Policy(PolicyMixin, Estimator):
 
 
 def trajectories(env: Pairs, log_reward: Tensor, first: int = 0) -> Trajectories:
-    """All B, from their state number `first` (0 is the source)."""
+    """All B trajectories, from state number `first` (0 is the source)."""
     steps = torch.arange(first, T + 1).double()
     rows = torch.arange(B).double()
     states = torch.full((len(steps) + 1, B, 2), -torch.inf)  # the last is the sink

@@ -6,7 +6,7 @@
     set: (store, key, value) => { try { window[store].setItem(key, value); } catch { /* not kept, then */ } },
   };
 
-  // Light, dark, or as the system has it.
+  // Light, dark, or the system's setting.
   const themes = { "": "system", light: "light", dark: "dark" };
   const button = document.getElementById("theme");
   const useTheme = (theme) => {
@@ -22,7 +22,7 @@
   const theme = kept.get("localStorage", "dagflow-theme");
   if (theme && theme in themes) useTheme(theme);
 
-  // What a word means, on hover and on focus; Escape takes it away.
+  // Explain a word on hover and on focus; Escape hides the explanation.
   const tip = document.getElementById("tip");
   const hideTip = () => { tip.hidden = true; };
   const showTip = (word) => {
@@ -43,7 +43,7 @@
   tip.addEventListener("mouseleave", hideTip);
   addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
 
-  // Charts are read with a pointer or with the arrow keys.
+  // A pointer or the arrow keys read a chart.
   for (const plot of all(".plot")) {
     const data = JSON.parse(plot.querySelector("script").textContent);
     const cursor = plot.querySelector(".cursor");
@@ -131,7 +131,7 @@
     show();
   }
 
-  // Several runs: one at a time, the same one in every part of the page.
+  // With several runs, show one at a time, the same one in every part of the page.
   const choosers = all(".panels").filter((place) => all(".panel", place).length > 1).map((place, part) => {
     const list = document.createElement("div");
     list.className = "tabs";
@@ -173,7 +173,7 @@
   };
   if (choosers.length) choose(0);
 
-  // A page that a server keeps up to date: ask for its version, and come back where the reader was.
+  // A served page: poll its version, reload when it changes, and return to where the reader was.
   const version = document.documentElement.dataset.version;
   if (!version) return;
   const before = JSON.parse(kept.get("sessionStorage", "dagflow-place") || "null");
@@ -181,7 +181,7 @@
     if (choosers.length && before.chosen < choosers[0].panels.length) choose(before.chosen);
     for (const slider of all("input[type=range]")) {
       const value = before.sliders[slider.id];
-      if (value === undefined) continue; // at its end it follows the newest epoch
+      if (value === undefined) continue; // a slider at its end follows the newest epoch
       slider.value = value;
       slider.dispatchEvent(new Event("change"));
     }
@@ -207,6 +207,6 @@
     try {
       const answer = await fetch("version", { cache: "no-store" });
       if (answer.ok && (await answer.text()) !== version) location.reload();
-    } catch { /* the server has gone; what is here stays */ }
+    } catch { /* the server has gone; the page stays as it is */ }
   }, 2000);
 })();
