@@ -159,7 +159,10 @@ def raising(error: type[BaseException]) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda images, prompts: torch.zeros(2, 1), r"returned \(2, 1\); a tensor of shape \(2,\)"),
+        (
+            lambda images, prompts: torch.zeros(2, 1),
+            r"returned \(2, 1\); expected a tensor of shape \(2,\)",
+        ),
         (lambda images, prompts: [1.0, 2.0], "returned list"),
         (
             lambda images, prompts: torch.tensor([1.0, float("nan")]),
