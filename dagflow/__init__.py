@@ -17,7 +17,7 @@ from dagflow.types import (
 from dagflow.weights import WeightFile, locate, reads
 
 __version__ = "0.1.0"
-PLUGIN_API = (1, 0)  # additions raise the second number, removals the first; see docs/plugins.md
+PLUGIN_API = (1, 0)  # additions raise the second number, others the first; see docs/plugins.md
 
 __all__ = [
     "PLUGIN_API",

@@ -14,7 +14,8 @@ def shares(windows: list[Tensor], size: int, sampled: int | None = None) -> list
     """Which trajectories each of `size` processes has, in the order of their numbers.
 
     They are dealt out in the order in which windows use them, so that all processes have equally
-    many in each window, +- 1. Those below `sampled` come first, so that all have some to sample.
+    many in each window, +- 1, unless transitions are shuffled. Those below `sampled` come first, so
+    that all have some to sample.
     """
     met = list(dict.fromkeys(torch.cat(windows)[:, 0].tolist()))
     if sampled is not None:

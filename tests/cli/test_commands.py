@@ -174,8 +174,8 @@ BAD_INPUT = {
         "1000 inference steps are too many",
     ),
     "sample of nothing": (["sample", "none", "--prompt", "x"], "neither a run directory nor"),
-    "prompt is no text": (["sample", "other", "--prompt", "a\udcff"], "item 0 is no text"),
-    "card's prompt is no text": (["export", "other", "--prompt", "a\udcff"], "item 0 is no text"),
+    "prompt is no text": (["sample", "other", "--prompt", "a\udcff"], "item 0 is not text"),
+    "card's prompt is no text": (["export", "other", "--prompt", "a\udcff"], "item 0 is not text"),
     "no guidance": (
         ["sample", "other", "--prompt", "x", "--guidance-scale", "inf"],
         "--guidance-scale inf: a finite number is due",

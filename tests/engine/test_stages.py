@@ -44,7 +44,7 @@ def test_images_per_prompt_are_consecutive() -> None:
 
 
 def test_an_empty_source_and_a_wrong_item_are_named() -> None:
-    with pytest.raises(UserError, match="item 1 is no text"):
+    with pytest.raises(UserError, match="item 1 is not text"):
         as_prompts("mine", ["a cat", "half \ud800"])
     with pytest.raises(UserError, match="prompts 'mine' is empty"):
         as_prompts("mine", [])
