@@ -1,4 +1,4 @@
-# `make demo` and `make test` set everything up by themselves; `make help` shows the rest.
+# `make demo` and `make test` set everything up; `make help` lists the rest.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
@@ -20,18 +20,18 @@ setup: .venv/installed ## Create .venv and install dagflow into it
 demo: setup ## Align the embedded model with a reward, in at most ten minutes
 	$(BIN)/dagflow train tiny -s epochs=6 -s update.flow_warmup=20 -s evaluate.images=128
 
-test: setup lint ## All tests but the slow ones, types and style
+test: setup lint ## All tests except slow ones, types and style
 	$(BIN)/pytest -n 2
 
 test-all: setup lint ## Slow tests too
 	$(BIN)/pytest -n 2 -m ''
 
-test-gpu: setup ## The tests of training, rewards and drawing on a device, on a GPU
+test-gpu: setup ## The device tests (training, rewards, drawing), on a GPU
 	CUBLAS_WORKSPACE_CONFIG=:4096:8 DAGFLOW_TEST_GPU=1 $(BIN)/pytest -n 2 -m '' tests/test_elsewhere.py
 
 SD15 := --model sd15 --samples 8 --steps 10 --chunk 16
 
-bench-gpu: setup ## The benchmarks on a GPU, in SD v1.5's shapes; those that compile last
+bench-gpu: setup ## The GPU benchmarks in SD v1.5's shapes; compiled ones come last
 	$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "torch sees no GPU here.")'
 	for each in limits vs_ddpo vs_literal; do \
 	  $(BIN)/python benchmarks/$$each.py $(SD15) || exit 1; \
@@ -39,10 +39,10 @@ bench-gpu: setup ## The benchmarks on a GPU, in SD v1.5's shapes; those that com
 	$(BIN)/python benchmarks/sd15_memory.py
 	$(BIN)/python benchmarks/throughput.py $(SD15) --compiled
 
-test-lowest: build/lowest/installed ## The tests, with the oldest of all that pyproject.toml allows
+test-lowest: build/lowest/installed ## The tests, with the oldest versions that pyproject.toml allows
 	build/lowest/bin/pytest -n 2
 
-test-newest: build/newest/installed ## The tests, with the newest of all but torch
+test-newest: build/newest/installed ## The tests, with the newest version of everything except torch
 	build/newest/bin/pytest -n 2
 
 build/lowest/constraints.txt: pyproject.toml tools/lowest.py | .venv/installed
@@ -58,7 +58,7 @@ build/%/installed: build/%/constraints.txt pyproject.toml
 	build/$*/bin/pip install --quiet --disable-pip-version-check -c $< -e '.[dev]'
 	touch $@
 
-package: setup ## Build wheel and sdist, install the wheel into an empty environment, and use it there
+package: setup ## Build wheel and sdist, install the wheel in an empty environment and use it there
 	rm -rf dist
 	$(BIN)/python -m hatchling build
 	PYTHON=$(PYTHON) tools/use_wheel dist/*.whl
@@ -83,7 +83,7 @@ build/originals/installed: $(ORIGINALS)/requirements.txt $(ORIGINALS)/requiremen
 	build/originals/bin/pip install --quiet --no-deps -e $(ORIGINALS) -e .
 	touch $@
 
-parity: setup build/originals/installed ## Hold the rewards against the genuine packages; FULL=1: at full size
+parity: setup build/originals/installed ## Compare the rewards with the genuine packages; FULL=1: at full size
 	build/originals/bin/python -m tools.parity.originals build/parity $(if $(FULL),--full)
 	$(BIN)/python -m tools.parity.compare build/parity $(if $(GOLDEN),--golden $(GOLDEN))
 
@@ -93,7 +93,7 @@ docs: reference ## Build the documentation site into build/site; warnings are er
 docs-serve: setup ## Show the site at http://localhost:8000 while you write
 	$(BIN)/zensical serve
 
-reference: setup ## Write the pages of commands, settings and metrics anew from the code
+reference: setup ## Regenerate the pages of commands, settings and metrics from the code
 	$(BIN)/python -m tools.reference
 
 lint: setup ## Style and types
@@ -101,12 +101,12 @@ lint: setup ## Style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: setup ## Mend the style
+format: setup ## Fix the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-tiny-model: setup ## Train the embedded model anew (hours; needs Noto Color Emoji)
+tiny-model: setup ## Retrain the embedded model (hours; needs Noto Color Emoji)
 	$(BIN)/python tools/tiny_model/train.py
 
-clean: ## Remove what make created, but for runs
+clean: ## Remove what make created, except runs
 	rm -rf .venv .cache build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

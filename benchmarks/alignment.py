@@ -2,13 +2,14 @@
 
     python benchmarks/alignment.py runs/one runs/two ... [--images 256] [--all] [--output FILE.json]
 
---all measures every checkpoint that a run kept (train with -s checkpoint.keep=99), not the last.
+--all measures every checkpoint that a run kept (train with -s checkpoint.keep=99), not only the
+last.
 
 For each run: the mean reward (kB of JPEG at quality 95) of base and trained model on the same
-prompts and noise, paired by seed; the accuracy of a small classifier of the animals that was
-trained on rendered emoji and never saw a generated picture; and the mean distance between two
-pictures of one prompt, in pixels (root mean square) and in the classifier's features. A model that
-draws blank squares loses the latter two.
+prompts and noise, paired by seed; the accuracy of a small animal classifier that was trained on
+rendered emoji and never saw a generated picture; and the mean distance between two pictures of one
+prompt, in pixels (root mean square) and in the classifier's features. A model that draws blank
+squares loses the latter two.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from dagflow.prompt_sources import animals
 from dagflow.types import Prompt
 from dagflow_rewards import jpeg_incompressibility
 
-SEED = 20_000  # none that a run trains on
+SEED = 20_000  # no run trains on it
 BATCH = 64
 
 
@@ -73,7 +74,7 @@ def _same_sampler(one: Config, other: Config) -> bool:
 
 
 def prompts(count: int) -> tuple[Prompt, ...]:
-    """Image i shows animal i modulo 45."""
+    """Prompts such that image i shows animal i modulo 45."""
     return cycle(animals(), count)
 
 
@@ -92,7 +93,7 @@ def measure(base: Tensor, trained: Tensor) -> dict[str, float]:
     size = jpeg_incompressibility()
     before, after = (size(images, prompts(len(images))) for images in (base, trained))
     change = after - before
-    classifier = load_classifier()  # its features are those before the head
+    classifier = load_classifier()  # `features` is everything before the head
     truth = torch.arange(len(base)) % len(animals())
     right = [float((predict(images) == truth).float().mean()) for images in (base, trained)]
     distances = [spread(images.flatten(1)) for images in (base, trained)]
@@ -113,7 +114,7 @@ def measure(base: Tensor, trained: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def spread(vectors: Tensor) -> float:
-    """Mean root-mean-square distance between two vectors of one prompt."""
+    """Mean root-mean-square distance between two vectors for one prompt."""
     count = len(animals())
     groups = [vectors[start::count] for start in range(min(count, len(vectors)))]
     pairs = [(a - b).pow(2).mean().sqrt() for group in groups for a, b in combinations(group, 2)]

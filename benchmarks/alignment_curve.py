@@ -1,11 +1,11 @@
-"""Draw what survives against what is gained, from what `alignment.py --output` wrote.
+"""Plot what survives against what is gained, from the results of `alignment.py --output`.
 
     pip install matplotlib
     python benchmarks/alignment_curve.py results.json ... curve.png
 
-A line for each run, a point for each checkpoint: the change of the file size to the right, accuracy
-and the two distances upwards. The green area is where we want to be: 10 % gained, at most 10
-points of accuracy and 30 % of the distance lost.
+Each run is a line, each checkpoint a point: the change of the file size on the x axis, accuracy and
+the two distances on the y axes. The green area is the goal: 10 % gained, at most 10 points of
+accuracy and 30 % of the distance lost.
 """
 
 from __future__ import annotations

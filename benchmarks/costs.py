@@ -2,9 +2,9 @@
 
     python benchmarks/costs.py [--rounds 2]
 
-One of samples, steps, resolution and rewards doubles at a time. Printed: the ratio of the seconds
-to those of the line before; 2 is in proportion. For the resolution the work is counted in FLOPs of
-the UNet's pass, whose attention grows faster than its pixels.
+Doubles one of samples, steps, resolution and rewards at a time. Prints the ratio of the seconds to
+those of the line before; 2 is proportional. For the resolution the work is counted in FLOPs of the
+UNet's pass, whose attention grows faster than its pixels.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def lines(folder: Path) -> dict[str, dict[str, Config]]:
-    """Configurations by what grows and how large it is."""
+    """Configurations by what grows, and by its size."""
     twice: dict[str, Any] = {"jpeg-compressibility": {}, "second": {"name": "jpeg-compressibility"}}
     return {
         "samples": {str(n): configuration(n, 10, CHUNK) for n in (8, 16, 32)},
@@ -74,7 +74,7 @@ def _resized(folder: Path, size: int) -> str:
 
 def _work(title: str, configs: list[Config], k: int) -> str:
     if title == "rewards":
-        return "1, but for the reward"
+        return "1, except the reward"
     if title != "latent size":
         return "2.00"
     flops = [Shapes(config).guided_pass().both_flops for config in configs]

@@ -1,11 +1,11 @@
-"""How far an epoch is from what cannot be avoided.
+"""How far an epoch is from its unavoidable cost.
 
     python benchmarks/limits.py [--model tiny|sd15|FOLDER] [--samples 16] [--steps 20]
         [--chunk 64] [--rounds 3]
 
-The update with `potential = "rollout"` against its bare guided forward and backward passes, and the
-rollout in latents, nothing decoded, against its bare guided passes; the same batches, in turns.
-With the flow network of the recipe and with none (ddpo), which shows what the flow network costs.
+Compares the update with `potential = "rollout"` with its bare guided forward and backward passes,
+and the rollout in latents, without decoding, with its bare guided passes; same batches, in turns.
+With the recipe's flow network and without one (ddpo), which shows what the flow network costs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The authors' procedure, as Algorithm 1 of the paper and their code have it, for comparison.
+"""The authors' procedure, following Algorithm 1 of the paper and their code, for comparison.
 
-One transition of a mini-batch of trajectories after another: x0hat of the current network's text
-branch at both ends, each decoded and scored; the guided prediction; the flow network at both ends;
-a backward pass. What is shared with dagflow is the mathematics of one Gaussian step.
+Goes through a mini-batch of trajectories one transition at a time: x0hat of the current network's
+text branch at both ends, each decoded and scored; the guided prediction; the flow network at both
+ends; a backward pass. It shares the mathematics of one Gaussian step with dagflow.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _loss(run: Run, data: Epoch, beta: float, batch: Tensor, i: int) -> Tensor:
 
 @torch.no_grad()
 def _reward(run: Run, data: Epoch, batch: Tensor, i: int) -> Tensor:
-    """Of the decoded x0hat at state i, or of the image at the last."""
+    """The reward of the decoded x0hat at state i, or of the image at the last state."""
     policy, path = run.policy, run.path
     x = data.trajectories.latents[batch, i]
     if i < path.steps:

@@ -2,9 +2,9 @@
 
     python benchmarks/memory.py
 
-Each line is a process of its own (a process never gives its peak back), which runs whole epochs and
-prints how far its peak rose above what it held before the first; the bytes of what an epoch stores
-(latents, noise predictions) stand beside it.
+Each line runs whole epochs in its own process (a process's peak never falls), and prints how far
+the peak rose above the memory in use before the first epoch, and the bytes that an epoch stores
+(latents, noise predictions).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The models on which speed is measured, and their sizes on the command line."""
+"""The models for the speed benchmarks, and the options for their sizes."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ SD15_FLOW_CHANNELS = (64, 128, 256, 256)  # the paper's
 class Model:
     title: str
     name: str
-    """As `--model` of dagflow takes it."""
+    """As dagflow's `--model` accepts it."""
     preview_decoder: str = "tiny"
     flow_channels: tuple[int, ...] = FLOW_CHANNELS
 
     def configuration(self, options: argparse.Namespace, **tables: Mapping[str, Any]) -> Config:
-        """Epochs of `options` on this model; tables as in a recipe."""
+        """A configuration for epochs of `options` on this model; tables as in a recipe."""
         size = (options.samples, options.steps, options.chunk)
         config = configuration(*size, flow_channels=self.flow_channels, **tables)
         return config.model_copy(update={"model": self.name})
 
 
 def arguments(**defaults: int) -> argparse.ArgumentParser:
-    """Of scripts that time epochs."""
+    """The parser of scripts that time epochs."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="tiny", help="tiny, sd15, or a pipeline's folder")
     for name, value in {"samples": 16, "steps": 20, "rounds": 3, "chunk": 64, **defaults}.items():
@@ -44,7 +44,7 @@ def arguments(**defaults: int) -> argparse.ArgumentParser:
 
 
 def model(name: str, folder: Path) -> Model:
-    """`sd15`: a pipeline of SD v1.5's shapes and a preview decoder of TAESD's, random weights."""
+    """`sd15`: SD v1.5's shapes and a preview decoder of TAESD's shapes, with random weights."""
     if name != "sd15":
         return Model(name, name)
     torch.manual_seed(0)
@@ -54,7 +54,7 @@ def model(name: str, folder: Path) -> Model:
 
 
 def models(name: str, folder: Path) -> list[Model]:
-    """That of a name; beside `tiny`, one with a decoder as costly as SD v1.5's."""
+    """The model of that name; for `tiny` also one with a decoder as costly as SD v1.5's."""
     chosen = [model(name, folder)]
     if name == "tiny":
         costly = str(with_costly_decoder(folder / "costly"))
@@ -90,7 +90,7 @@ def random_sd15(folder: Path) -> Path:
         else:
             known = {k: v for k, v in old.config.items() if not k.startswith("_")}
             network = type(old).from_config({**(known if name == "vae" else {}), **table})
-        torch.nn.Module.to(network, torch.bfloat16)  # without the warning of diffusers
+        torch.nn.Module.to(network, torch.bfloat16)  # avoids diffusers' warning
         setattr(pipeline, name, network)
     pipeline.save_pretrained(folder)
     return folder

@@ -2,10 +2,10 @@
 
     python benchmarks/remote_hostile.py [--times 20] [--requests 1000] [--json]
 
-Starts a server of its own (jpeg-compressibility, a token, 4 MB and 32 images in a request, 2 s for
-a body), sends every attack a number of times, and prints a table of the answers, the memory of the
-server before and after, and whether good requests were answered all the while. Exits with 1 if
-anything else happened than should.
+Starts its own server (jpeg-compressibility, a token, 4 MB and 32 images per request, 2 s for a
+body), sends every attack a number of times, and prints a table of the answers, the server's memory
+before and after, and whether good requests were answered throughout. Exits with 1 if anything
+unexpected happened.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CLOSED = "closed"
 
 @dataclass(frozen=True)
 class Attack:
-    """What is sent, and the answers that will do: HTTP statuses, or CLOSED for none."""
+    """What is sent, and the acceptable answers: HTTP statuses, or CLOSED for none."""
 
     name: str
     send: Callable[[int], Awaitable[str]]
@@ -52,7 +52,7 @@ class Attack:
 
 
 async def exchange(port: int, *parts: bytes, pause: float = 0.0, hang_up: bool = False) -> str:
-    """Send bytes, with pauses between the parts; the status of the answer, or CLOSED."""
+    """Send bytes, with pauses between the parts; returns the answer's status, or CLOSED."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     answer = asyncio.create_task(reader.readline())
     try:
@@ -168,7 +168,7 @@ async def good_meanwhile(port: int, done: asyncio.Event) -> Counter[str]:
 
 
 async def slowly(port: int, slow: list[Attack]) -> tuple[list[Counter[str]], Counter[str]]:
-    """All slow attacks at once, and what good requests get meanwhile."""
+    """All slow attacks at once, and the answers to good requests meanwhile."""
     done = asyncio.Event()
     meanwhile = asyncio.create_task(good_meanwhile(port, done))
     counts = await asyncio.gather(*(perform(attack, 1) for attack in slow))
@@ -200,7 +200,7 @@ def measure(times: int, requests: int) -> dict[str, object]:
     try:
         planned = attacks(port, requests)
         quick, slow = planned[:-2], planned[-2:]
-        for attack in quick[:1] + quick[-1:]:  # buffers, threads and caches exist after this
+        for attack in quick[:1] + quick[-1:]:  # creates buffers, threads and caches
             asyncio.run(perform(attack, times))
         before = server.memory_info().rss
         counts = [asyncio.run(perform(attack, times)) for attack in quick]

@@ -1,10 +1,10 @@
-"""What it saves that a remote reward scores while sampling goes on.
+"""How much time is saved because a remote reward scores while sampling continues.
 
     python benchmarks/remote_overlap.py [--repeats 5] [--seconds 0.01]
 
 Collects an epoch of the embedded model (64 trajectories, 20 steps, rewards of all states) with a
-reward behind `dagflow serve` that takes --seconds an image and leaves this machine's processor
-alone, as one on another machine does: asked in the background, and one batch after another.
+reward behind `dagflow serve` that takes --seconds per image and does not use this machine's
+processor, like one on another machine: once in the background, once one batch after another.
 Prints the seconds of each, medians of alternating repeats in one run, their ratio, and whether the
 potentials are equal to the last bit.
 """
@@ -38,7 +38,7 @@ import time
 import dagflow
 
 def distant(seconds: float = 0.01):
-    """The mean of all pixels, after a pause of so many seconds an image."""
+    """The mean of all pixels, after a pause of that many seconds per image."""
     def score(images, prompts):
         time.sleep(seconds * len(images))
         return images.mean((1, 2, 3))
@@ -82,7 +82,7 @@ def main() -> None:
             for k in range(arguments.repeats + 1):
                 done = [measure(run) for run in (beside, between)]
                 for column, (took, _) in zip(times, done, strict=True):
-                    column += [took] if k else []  # the first warms up
+                    column += [took] if k else []  # the first round warms up
             beside.close()
     overlapped, serial = (statistics.median(column) for column in times)
     equal = torch.equal(done[0][1], done[1][1])

@@ -3,9 +3,9 @@
     python benchmarks/remote_throughput.py [--repeats 7]
 
 For a reward that costs nothing (the mean of the pixels), a cheap one (JPEG size) and a heavy one
-(ResNet-50 with random weights): images a second in this process and over HTTP on this machine, each
-the median of alternating repeats in one run, and their ratio; and whether the scores are equal to
-the last bit. "4 x" is a batch sent in four requests at once.
+(ResNet-50 with random weights), prints images per second in this process and over HTTP on this
+machine, each the median of alternating repeats in one run; their ratio; and whether the scores are
+equal to the last bit. "4 x" is a batch sent in four requests at once.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def resnet50():
 def dagflow_register_rewards():
     return {"mean": mean, "resnet50": resnet50}
 '''
-CASES = [  # reward, images, pixels a side
+CASES = [  # reward, images, pixels per side
     ("mean", 64, 64),
     ("mean", 32, 512),
     ("jpeg-compressibility", 64, 64),
@@ -65,7 +65,7 @@ CASES = [  # reward, images, pixels a side
 
 
 def put_plugin(folder: Path, source: str = PLUGIN) -> None:
-    """Install a plugin, as pip would, for this process and those that it starts."""
+    """Install a plugin, as pip would, for this process and its children."""
     (folder / "throughput_plugin.py").write_text(source)
     info = folder / "throughput_plugin-1.0.dist-info"
     info.mkdir()
@@ -120,7 +120,7 @@ def measure(name: str, images: Tensor, repeats: int) -> str:
         for k in range(repeats + 1):
             done = [seconds(reward, images.to(device), prompts) for reward in rewards]
             for column, (took, _) in zip(times, done, strict=True):
-                column += [took] if k else []  # the first warms up
+                column += [took] if k else []  # the first round warms up
         equal = torch.equal(done[0][1], done[1][1])
     rates = [len(images) / statistics.median(column) for column in times]
     side = images.shape[-1]

@@ -2,10 +2,10 @@
 
     python benchmarks/reweighting.py [--per-prompt 48] [--guidance 3.0]
 
-Draws images of every prompt with the base model, and weighs them by exp(-beta * kB) within each
-prompt: the exact target p_base * exp(beta * reward), as far as so many images show it. Prints, for
-a range of beta, the change of the mean file size and how much of the mean distance between two
-images of one prompt is left, over pixels and over the classifier's features, as
+Draws images of every prompt with the base model, and weights them by exp(-beta * kB) within each
+prompt: the exact target p_base * exp(beta * reward), as far as that many images show it. For a
+range of beta, prints the change of the mean file size and the share that remains of the mean
+distance between two images of one prompt, in pixels and in the classifier's features, as
 benchmarks/alignment.py measures them for runs. `images` is the effective number of images left for
 each prompt; figures with fewer than about five are rough.
 """
@@ -59,12 +59,12 @@ def main() -> None:
 
 
 def _by_prompt(values: Tensor) -> Tensor:
-    """(N, P, ...) from (N * P, ...): image i shows prompt i modulo P."""
+    """(N, P, ...) from (N * P, ...): image i is for prompt i modulo P."""
     return values.unflatten(0, (-1, len(animals())))
 
 
 def distance(vectors: Tensor, weights: Tensor) -> float:
-    """Mean root-mean-square distance of two different images of one prompt, drawn by weight."""
+    """Mean root-mean-square distance of two different images of one prompt, drawn by weights."""
     means = []
     for prompt in range(weights.shape[1]):
         flat = vectors[:, prompt].flatten(1)

@@ -2,11 +2,11 @@
 
     python benchmarks/sd15_memory.py
 
-The real architecture with random weights; each line is a process of its own. On a GPU: two updates
-of `kl` in bfloat16, sampling and decoding before them, for several micro-batches, with and without
-gradient checkpointing; the peak of all that the run holds there stands beside the estimate of it.
-On the CPU: one guided pass of one image in float32, forward and back; the peak above what the
-weights take beside what is saved for the backward pass. Takes some minutes and 8 GB there.
+Uses the real architecture with random weights; each line runs in its own process. On a GPU: samples
+and decodes, then makes two updates of `kl` in bfloat16, for several micro-batches, with and without
+gradient checkpointing; prints the peak of everything that the run holds there, and its estimate.
+On the CPU: one guided pass of one image in float32, forward and backward; prints the peak above the
+weights, and the estimated bytes saved for the backward pass. Takes some minutes and 8 GB there.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def peak_of(*arguments: str) -> int:
-    """What this script prints for one line, in a process of its own."""
+    """What this script prints for one line, in its own process."""
     command = [sys.executable, __file__, "--one", *arguments]
     return int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
@@ -75,7 +75,7 @@ def on_gpu(folder: Path) -> Table:
 
 
 def whole(made: Model, kind: str, chunk: int) -> Config:
-    """An epoch of a few images, sampled one at a time."""
+    """A configuration for an epoch of a few images, sampled one at a time."""
     size = argparse.Namespace(samples=4, steps=8, chunk=chunk)
     machine_table = {"gradient_checkpointing": kind == "checkpointing"}
     rollout = {"potential": "none", "batch_size": 1}
@@ -83,7 +83,7 @@ def whole(made: Model, kind: str, chunk: int) -> Config:
 
 
 def measure_epoch(kind: str, chunk: str, folder: str) -> int:
-    """Megabytes on the GPU at the peak of an epoch."""
+    """Peak megabytes on the GPU during an epoch."""
     made = Model("", folder, flow_channels=SD15_FLOW_CHANNELS)
     run = prepared(whole(made, kind, int(chunk)))
     updated(run, collected(run))
@@ -109,7 +109,7 @@ def shapes(checkpointing: bool) -> Shapes:
 
 
 def measure(checkpointing: bool) -> int:
-    """Megabytes above the weights at the peak of a pass forward and back."""
+    """Peak megabytes above the weights during a forward and backward pass."""
     unet = shapes(checkpointing).unet.to_empty(device="cpu")
     torch.manual_seed(0)
     for parameter in unet.parameters():

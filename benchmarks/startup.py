@@ -1,7 +1,7 @@
-"""How long one waits before anything happens: `python benchmarks/startup.py [--rounds 5]`.
+"""How long a user waits before anything happens: `python benchmarks/startup.py [--rounds 5]`.
 
-Least seconds of several calls of the installed command, the time of `import dagflow` alone above
-that of an empty interpreter, and the time from `dagflow train` to its first step on `tiny`.
+The least seconds of several calls of the installed command, the time of `import dagflow` above that
+of an empty interpreter, and the time from `dagflow train` to its first step on `tiny`.
 """
 
 from __future__ import annotations

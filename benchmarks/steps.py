@@ -2,9 +2,9 @@
 
 With T steps no policy of fixed variance follows q backward exactly. So along trajectories of the
 sampler with the target's exact x0hat, w = log p_0 + sum of (log p - log q) is on average above
-log p_target by a gap (the KL divergence of p from q), which differs between modes. The best that
-the policy can do on its own samples, in the sense of the reverse KL divergence, is then to draw a
-mode of weight m in proportion to m exp(-gap). Printed: the gaps, and the total variation of that.
+log p_target by a gap (the KL divergence of p from q), which differs between modes. In terms of the
+reverse KL divergence, the best that the policy can then do on its own samples is to draw a mode of
+weight m in proportion to m exp(-gap). Prints the gaps, and the total variation of that.
 """
 
 from __future__ import annotations

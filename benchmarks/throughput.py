@@ -1,13 +1,13 @@
-"""Images a second, and how much of the device that is; compiled too, where asked.
+"""Images per second, and how much of the device that uses; optionally compiled.
 
     python benchmarks/throughput.py [--model tiny|sd15|FOLDER] [--samples 16] [--steps 20]
         [--chunk 16] [--rounds 3] [--compiled]
 
-Whole epochs of `kl` without potentials, all transitions trained on. `sd15` is a pipeline of SD
-v1.5's shapes with random weights; on a GPU networks are bfloat16. Work is the UNet's and the VAE's
-FLOPs, counted from their shapes as `dagflow doctor --estimate` does, and is set against what the
-same device achieves in one large matrix product of the same precision: model FLOPs utilisation.
-Two epochs go before what is timed; how long the first took is printed too. `--compiled` does the
+Runs whole epochs of `kl` without potentials, training on all transitions. `sd15` is a pipeline of
+SD v1.5's shapes with random weights; on a GPU networks are bfloat16. Work is the UNet's and the
+VAE's FLOPs, counted from their shapes as `dagflow doctor --estimate` does, and compared with what
+the same device achieves in one large matrix product of the same precision: model FLOPs utilisation.
+Two epochs run before the timed ones; the time of the first is printed too. `--compiled` does the
 same again with `machine.compile`, where the first epoch compiles.
 """
 
@@ -75,7 +75,7 @@ def epochs(chosen: Model, options: argparse.Namespace, compiled: bool) -> Table:
 
 
 def seconds(config: Config, rounds: int) -> dict[str, float]:
-    """What the first epoch takes, and the least of sampling and updating after a second one."""
+    """Seconds of the first epoch, and the least for sampling and updating after a second one."""
     run = prepared(config)
     data: list[Epoch] = []
 
@@ -92,7 +92,7 @@ def seconds(config: Config, rounds: int) -> dict[str, float]:
 
 
 def matrix_rate(dtype: torch.dtype) -> float:
-    """FLOPs a second of a square matrix product, the best of ten."""
+    """FLOPs per second of a square matrix product, the best of ten."""
     device = default_device()
     side = SIDE[device.type]
     a, b = torch.randn(2, side, side, dtype=dtype, device=device)

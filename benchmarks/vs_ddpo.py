@@ -1,11 +1,11 @@
-"""GFlowNet training at the price of policy gradient? Whole epochs, in one run.
+"""Does GFlowNet training cost as much as policy gradient? Whole epochs, in one run.
 
     python benchmarks/vs_ddpo.py [--model tiny|sd15|FOLDER] [--samples 16] [--steps 20]
         [--chunk 64] [--rounds 3]
 
-An epoch of `kl` with each kind of potential against one of `ddpo`, which has neither potentials nor
-a flow network, on as many transitions: on the embedded model, and on one whose VAE decodes at the
-price of SD v1.5's.
+Compares an epoch of `kl` with each kind of potential with one of `ddpo`, which has neither
+potentials nor a flow network, on the same number of transitions: on the embedded model, and on one
+whose VAE is as costly as SD v1.5's.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python benchmarks/vs_literal.py [--model tiny|sd15|FOLDER] [--samples 16] [--steps 20]
         [--chunk 64] [--rounds 3]
 
-On the embedded model, and on one whose VAE decodes at the price of SD v1.5's. First the gradients
-of one update of the embedded model are compared, from the same trajectories, in float32, and what
-passes is counted. The last row is how far an epoch could get at all.
+Runs on the embedded model, and on one whose VAE is as costly as SD v1.5's. First compares the
+gradients of one update of the embedded model, from the same trajectories, in float32. Also counts
+UNet passes and decoded states. The last row is the limit: an epoch of bare guided passes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ CURRENT = {"potential": "current"}
 
 
 def variants(model: Model, steps: int) -> dict[str, dict[str, object]]:
-    """Settings of the rollout by what is shown for them."""
+    """Settings of the rollout by the names shown for them."""
     return {
         "current": CURRENT,
         "rollout": {"potential": "rollout"},
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def difference(name: str, steps: int) -> float:
-    """Largest relative distance between our gradients and the literal ones, of any matrix."""
+    """Largest relative distance between our and the literal gradients, over all matrices."""
     objective = {**PLAIN_KL, "name": name, "flow_channels": list(FLOW_CHANNELS)}
     if name == "db":
         objective = {key: objective[key] for key in ("name", "beta", "returns", "flow_channels")}
@@ -117,7 +117,7 @@ def passes(run: Run, data: Epoch) -> None:
 
 
 def shake(run: Run) -> None:
-    """Move all weights from their special beginning."""
+    """Move all weights away from their special initial values."""
     source = torch.Generator().manual_seed(5)
     for parameter in [*run.policy.parameters(), *run.learner.objective_parameters]:
         parameter.data += 0.02 * torch.randn(parameter.shape, generator=source).to(parameter.device)

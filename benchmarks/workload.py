@@ -1,4 +1,4 @@
-"""What the benchmarks of speed share: an epoch of any configuration, and timing in turns."""
+"""Shared by the speed benchmarks: an epoch of any configuration, and timing in turns."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def configuration(
     flow_channels: Sequence[int] = FLOW_CHANNELS,
     **tables: Mapping[str, Any],
 ) -> Config:
-    """The recipe `tiny`, of so many trajectories and steps, all trained on in two updates."""
+    """The recipe `tiny` with that many trajectories and steps, all trained on in two updates."""
     tree = read_recipe("tiny")
     tree["objective"] = {**PLAIN_KL, "flow_channels": list(flow_channels)}
     tree["rollout"] |= {"samples_per_epoch": samples, "num_inference_steps": steps}
@@ -107,7 +107,7 @@ def bare_update(run: Run, data: Epoch) -> None:
 
 
 def in_turns(functions: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """The least seconds that each takes, in rounds in which each has its turn."""
+    """The least seconds that each function takes, over rounds in which all take turns."""
     least = dict.fromkeys(functions, float("inf"))
     for _ in range(rounds):
         for name, function in functions.items():
@@ -121,7 +121,7 @@ def in_turns(functions: Mapping[str, Callable[[], None]], rounds: int) -> dict[s
 
 @contextmanager
 def counted(run: Run) -> Iterator[Counter[str]]:
-    """Inside this context: how many states passed the UNet's branches and were decoded."""
+    """Counts, inside this context, the states that pass the UNet's branches or are decoded."""
     seen: Counter[str] = Counter()
     policy = run.policy
 
@@ -146,13 +146,13 @@ def counted(run: Run) -> Iterator[Counter[str]]:
 
 
 def synchronize() -> None:
-    """Wait until a GPU has done what it was told."""
+    """Wait until the GPU, if any, has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def machine() -> str:
-    """What the figures are from."""
+    """The hardware and torch version behind the figures."""
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     cpu = platform.processor() or platform.machine()
@@ -164,6 +164,6 @@ def machine() -> str:
 
 
 def smooth(run: Run) -> Run:
-    """With the mean of all pixels as the reward, which rounding does not move by leaps."""
+    """The run with the mean of all pixels as reward, which rounding does not make jump."""
     item = replace(run.rewards[0], reward=lambda images, prompts: images.mean((1, 2, 3)))
     return replace(run, rewards=(item,))

@@ -1,4 +1,4 @@
-"""dagflow: GFlowNet alignment of text-to-image diffusion models. The whole public API; no torch."""
+"""dagflow: GFlowNet alignment of text-to-image diffusion models. All public API; no torch."""
 
 from dagflow.errors import PluginError, RunError, UserError
 from dagflow.hookspecs import hookimpl
@@ -17,7 +17,7 @@ from dagflow.types import (
 from dagflow.weights import WeightFile, locate, reads
 
 __version__ = "0.1.0"
-PLUGIN_API = (1, 0)  # more raises the second number, less the first; see docs/plugins.md
+PLUGIN_API = (1, 0)  # additions raise the second number, others the first; see docs/plugins.md
 
 __all__ = [
     "PLUGIN_API",

@@ -1,4 +1,4 @@
-"""Charts: samples against a known truth, and objectives against one another."""
+"""Charts: samples against a known target, and objectives against each other."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-SHOWN = 2000  # points of a cloud
+SHOWN = 2000  # points in a scatter plot
 COLOURS = {"base": "#999999", "trained": "#0072b2", "target": "#d55e00"}
 
 
 def truth_chart(truth: Truth) -> Figure:
-    """Frequencies of the classes, and the samples themselves, of base, trained and target."""
+    """Class frequencies and the samples themselves, for base, trained and target."""
     from matplotlib.figure import Figure
 
     kind = {1: _densities, 2: _clouds}.get(truth.states["base"].shape[1], _digits)
@@ -87,17 +87,17 @@ def _digits(place: Any, truth: Truth) -> None:
 
 
 def _sheet(states: Tensor) -> Any:
-    """64 states as eight rows of eight pictures, with a line between."""
+    """64 states as eight rows of eight pictures, separated by lines."""
     pictures = states.view(8, 8, 8, 8)
     framed = torch.nn.functional.pad(pictures, (1, 1, 1, 1), value=-1)
     return framed.permute(0, 2, 1, 3).reshape(80, 80).numpy()
 
 
 def comparison_chart(found: dict[str, Any]) -> Figure:
-    """Reward against diversity and, in worlds, against distance to the target, of objectives.
+    """Reward of objectives against diversity and, in worlds, against distance to the target.
 
     `found` is what `dagflow.compare.result` returned. Crosses are means with 95 % intervals over
-    seeds, small dots single runs, the star is the base model.
+    seeds, small dots are single runs, the star is the base model.
     """
     from matplotlib.figure import Figure
 

@@ -1,6 +1,6 @@
 """An epoch's data: draw prompts, sample trajectories, score them.
 
-Each process samples its own; what rewards say of images is then known to all.
+Each process samples its own share; all processes then know the scores of all sampled images.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from dagflow.types import Prompt, Trajectories
 
 @dataclass(frozen=True)
 class Epoch:
-    """This process's trajectories of an epoch, those that the policy sampled first.
+    """This process's trajectories of an epoch; those that the policy sampled come first.
 
-    S are sampled by the policy in all processes, and R rewards asked about them.
+    The policy samples S trajectories in all processes, and R rewards score them.
     """
 
     trajectories: Trajectories  # B
     prompts: tuple[Prompt, ...]  # S, of all processes
     rewards: tuple[WeightedReward, ...]  # R, with the weights of this epoch
     statistics: dict[str, Statistics]  # after this epoch
-    raw: Tensor  # (R, S), without weights, of the images that the policy sampled anywhere
+    raw: Tensor  # (R, S), unweighted, for the images that the policy sampled in any process
     potentials: Tensor  # (B, T+1), the total at every state; the last column is the image's
     measured: Tensor  # (M, S), of the rewards that are never trained on
-    reward_calls: int  # images that the rewards were asked about, in all processes
+    reward_calls: int  # images that the rewards scored, in all processes
 
     @property
     def final(self) -> Tensor:
@@ -54,11 +54,11 @@ class Epoch:
 
     @property
     def sampled(self) -> Trajectories:
-        """Those that the policy sampled in this process."""
+        """The trajectories that the policy sampled in this process."""
         return first(self.trajectories, int((self.trajectories.index < len(self.prompts)).sum()))
 
     def own(self, rows: Tensor) -> Tensor:
-        """Those rows (M, 2) of an epoch whose trajectories are here, with their places here."""
+        """The rows (M, 2) of an epoch whose trajectories are here, renumbered to their places."""
         numbers = self.trajectories.index.cpu()
         place = torch.full((int(rows[:, 0].max()) + 1,), -1)
         known = numbers < len(place)
@@ -69,9 +69,9 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Asked:
-    """Scores to come of a batch of images."""
+    """Pending scores of a batch of images."""
 
-    states: dict[int, Scores]  # of the decoded x0hat at states before the last, where it matters
+    states: dict[int, Scores]  # of the decoded x0hat at states before the last, where needed
     images: Scores
     measured: Scores | None  # of images that the policy sampled
 
@@ -84,10 +84,10 @@ def collect(
     buffer: Buffer,
     clock: Clock,
 ) -> Epoch:
-    """Trajectories of the network `rollout_weights`, scored; epochs count from 0.
+    """Trajectories of the network with `rollout_weights`, scored; epochs count from 0.
 
-    Those of the buffer follow, retraced by the same network. Rewards that allow it are asked while
-    sampling goes on.
+    Given trajectories follow, retraced by the same network. Rewards that allow it are asked while
+    sampling continues.
     """
     processes, plan = run.processes, _plan(run, epoch, buffer)
 
@@ -102,7 +102,7 @@ def collect(
     own = [k for k in here.index.tolist() if k < len(plan.prompts)]
 
     def everywhere(batches: list[Tensor], rewards: Sequence[WeightedReward]) -> Tensor:
-        """Scores (R, S) of all processes, from those of this one's sampled batches."""
+        """Scores (R, S) of all processes; `batches`: those of the batches sampled here."""
         none = torch.zeros(len(rewards), 0, device=run.policy.device)
         return processes.gathered(torch.cat([none, *batches], 1).T, own).T.contiguous()
 
@@ -139,10 +139,10 @@ def collect(
 
 @dataclass(frozen=True)
 class Plan:
-    """The trajectories of an epoch in all processes: sampled ones, and given ones after those."""
+    """The trajectories of an epoch in all processes: first the sampled, then the given ones."""
 
     prompts: tuple[Prompt, ...]  # of those to sample, S
-    own: list[int]  # the numbers of those that are this process's, in order
+    own: list[int]  # the numbers of this process's trajectories, in order
     given: list[tuple[Prompt, Tensor]]  # prompts and states (T+1, C, H, W) of the others
 
 
@@ -169,7 +169,10 @@ def _plan(run: Run, epoch: int, buffer: Buffer) -> Plan:
 def _potentials(
     run: Run, rewards: Sequence[WeightedReward], images: Tensor, asked: Asked
 ) -> Tensor:
-    """The total (B, T+1) at every state of a batch whose images scored (R, B); else zero."""
+    """The total reward (B, T+1) at every state of a batch with scores `images` (R, B).
+
+    Zero at states that were not scored.
+    """
     values = torch.zeros(images.shape[1], run.path.steps + 1, device=images.device)
     for i, scores in asked.states.items():
         values[:, i] = total(rewards, _answer(run, scores))
@@ -205,7 +208,7 @@ def _sample(
 
 
 def _pass_along(run: Run, one: Trajectories) -> None:
-    """A rollout that counts for nothing, which others need this process to make."""
+    """A rollout whose result is not used, but which the other processes need this one to make."""
     needs, density = run.learner.objective.needs, run.learner.density
     given, prompts = one.latents[:1], one.prompts[:1]
     rollout(run.policy, run.path, prompts, None, density, log_p_base=needs.log_p_base, given=given)
@@ -217,7 +220,7 @@ def batched(numbers: Sequence[int], size: int) -> list[Sequence[int]]:
 
 
 def _kept(run: Run, part: Trajectories) -> Trajectories:
-    """Where the epoch's trajectories wait."""
+    """Move trajectories to main memory with `machine.offload`."""
     if not run.config.machine.offload:
         return part
     here = torch.device("cpu")
@@ -225,7 +228,7 @@ def _kept(run: Run, part: Trajectories) -> Trajectories:
 
 
 def _sampled_before(run: Run, epoch: int) -> int:
-    """How many trajectories the policy sampled in all epochs before this."""
+    """How many trajectories the policy sampled in all earlier epochs."""
     every, early = run.config.rollout.samples_per_epoch, min(epoch, first_steady(run.rewards) + 1)
     return early * (every - sum(_off_policy(run, False))) + (epoch - early) * (
         every - sum(_off_policy(run, True))
@@ -244,7 +247,7 @@ def _sample_batch(
     noise: Tensor | None = None,
     given: Tensor | None = None,
 ) -> tuple[Trajectories, Asked]:
-    """Trajectories from noise, or along given states, and the scores to come."""
+    """Trajectories from noise, or along given states, and their pending scores."""
     policy, needs = run.policy, run.learner.objective.needs
     states: dict[int, Scores] = {}
     looked_at = run.potential_states if run.config.rollout.potential == "rollout" else ()
@@ -273,7 +276,7 @@ def _sample_batch(
 
 
 def _answer(run: Run, scores: Scores) -> Tensor:
-    """Scores (R, B), waited for if need be."""
+    """Wait for the scores (R, B)."""
     answer = scores()
     run.advance(1)
     return answer

@@ -14,15 +14,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Pass:
-    """Of one item through a network, forward and back."""
+    """The cost of passing one item through a network, forward and backward."""
 
     forward_flops: float
     both_flops: float
-    saved_bytes: int  # that wait for the backward pass
+    saved_bytes: int  # kept for the backward pass
 
 
 class FusedAttention(TorchFunctionMode):
-    """Attention that keeps no matrix of all pairs for the backward pass, as on a GPU."""
+    """Attention that saves no matrix of all pairs for the backward pass, as on a GPU."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is nn.functional.scaled_dot_product_attention:
@@ -33,7 +33,7 @@ class FusedAttention(TorchFunctionMode):
 
 
 def measure_pass(network: nn.Module, call: Callable[[], Tensor]) -> Pass:
-    """FLOPs and saved bytes of a call on the meta device; its parameters' bytes do not count."""
+    """FLOPs and saved bytes of a call on the meta device; parameters' bytes do not count."""
     own = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
     saved: dict[int, Tensor] = {}
 
@@ -53,14 +53,17 @@ def measure_pass(network: nn.Module, call: Callable[[], Tensor]) -> Pass:
 
 
 def forward_flops(call: Callable[[], object]) -> float:
-    """Of a call without gradient."""
+    """FLOPs of a call without gradient."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         call()
     return float(counter.get_total_flops())
 
 
 def largest_layer_bytes(network: nn.Module, call: Callable[[], object]) -> int:
-    """What the layer with the largest input and output holds, and the input of its residual."""
+    """Bytes of the input and output of the largest layer, plus those of a residual input.
+
+    The residual input counts as the larger of the two.
+    """
     largest = 0
 
     def look(_: nn.Module, inputs: tuple[Any, ...], output: object) -> None:

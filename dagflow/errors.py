@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-OURS = {"dagflow", "torch", "concurrent"}  # whose lines say little about a plugin's mistake
+OURS = {"dagflow", "torch", "concurrent"}  # modules whose lines say little about a plugin's mistake
 
 
 class UserError(Exception):
@@ -23,11 +23,11 @@ class Interrupted(Exception):
 
 
 class NotSaved(RunError):
-    """A checkpoint could not be written; the one before it stands."""
+    """A file of the run could not be written; the checkpoint before it stands."""
 
 
 class NotFinite(RunError):
-    """A loss or gradient is not finite; the step was not taken."""
+    """A loss or gradient is not finite, so the step was not taken."""
 
 
 class ProcessLost(RunError):
@@ -35,11 +35,11 @@ class ProcessLost(RunError):
 
 
 class PluginError(RunError):
-    """Somebody's plugin raised or returned something out of contract; the message names it."""
+    """A plugin raised, or returned something that breaks its contract; the message names it."""
 
 
 def raised(error: BaseException) -> str:
-    """`raised ValueError: text (FILE, line 12)`, with the innermost line of somebody's plugin."""
+    """`raised ValueError: text (FILE, line 12)`, with the innermost line of the plugin."""
     place = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         if frame.f_globals.get("__name__", "").partition(".")[0] not in OURS:
@@ -48,19 +48,20 @@ def raised(error: BaseException) -> str:
 
 
 def described(error: BaseException) -> str:
-    """`ValueError: text`, or the type alone where there is no text."""
+    """`ValueError: text`, or only the type if there is no text."""
     try:
         text = str(error)
-    except Exception:  # it is somebody's class
+    except Exception:  # a plugin's class may raise even here
         text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 @contextmanager
 def blaming(plugin: str, *others: type[BaseException]) -> Iterator[None]:
-    """What a plugin raises in here becomes a PluginError, `PLUGIN raised ...`; exits do too.
+    """Turn whatever a plugin raises in here, exits too, into a PluginError, `PLUGIN raised ...`.
 
-    A PluginError has said what happened, and gets the name before it. Ctrl-C and `others` pass.
+    A PluginError already says what happened; it only gets the plugin's name in front. Ctrl-C and
+    `others` pass through.
     """
     passing: tuple[type[BaseException], ...] = (KeyboardInterrupt, *others)
     try:
@@ -74,7 +75,7 @@ def blaming(plugin: str, *others: type[BaseException]) -> Iterator[None]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`" Did you mean 'x'?"` for the nearest of `known`, or an empty string if none is near."""
+    """`" Did you mean 'x'?"` for the closest of `known`, or an empty string if none is close."""
     names = list(known)
     begun = [name for name in names if word and name.startswith(word)]
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.5) or begun

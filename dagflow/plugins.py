@@ -38,7 +38,7 @@ HOOKS: dict[str, Kind] = {
     "dagflow_register_prompt_sources": "prompts",
     "dagflow_register_objectives": "objective",
 }
-# What the engine reads in the tables that name plugins, so that no option can have these names:
+# Keys that the engine itself reads in the tables that name plugins; no option may have these names.
 OWN_KEYS: dict[Kind, set[str]] = {
     "reward": {"name", "weight", "normalise_epochs", "timeout"},
     "prompts": {"name"},
@@ -48,7 +48,7 @@ OWN_KEYS: dict[Kind, set[str]] = {
 
 @dataclass(frozen=True)
 class Provided:
-    """One reward, prompt source or objective that some plugin offers under a name."""
+    """One reward, prompt source or objective that a plugin offers under a name."""
 
     kind: Kind
     name: str
@@ -77,7 +77,7 @@ class Provided:
 
 @dataclass(frozen=True)
 class Broken:
-    """A plugin that could not be used, and why."""
+    """A plugin that cannot be used, and why."""
 
     entry_point: str
     distribution: str
@@ -88,12 +88,12 @@ class Broken:
 
 @dataclass(frozen=True)
 class Cost:
-    """What importing one plugin took."""
+    """The cost of importing one plugin."""
 
     entry_point: str
     distribution: str
     seconds: float
-    heavy: tuple[str, ...]  # heavy packages that it was the first to import
+    heavy: tuple[str, ...]  # heavy packages that this plugin was the first to import
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,13 @@ class Registry:
     provided: tuple[Provided, ...]
     broken: tuple[Broken, ...]
     costs: tuple[Cost, ...] = ()
-    disabled: tuple[str, ...] = ()  # entry points that DAGFLOW_DISABLE_PLUGINS switches off
+    disabled: tuple[str, ...] = ()  # entry points that DAGFLOW_DISABLE_PLUGINS disables
 
     def names(self, kind: Kind) -> list[str]:
         return sorted({item.name for item in self.provided if item.kind == kind})
 
     def find(self, kind: Kind, name: str) -> Provided:
-        """The one thing of that kind and name.
+        """The one item of that kind and name.
 
         Raises UserError if there is none (listing what exists, the nearest match and the plugins
         that did not load) or if two distributions provide it.
@@ -118,7 +118,7 @@ class Registry:
         if len(found) > 1:
             owners = " and ".join(f"{item.distribution} {item.version}" for item in found)
             raise UserError(
-                f"{kind} '{name}' is provided twice, by {owners}. Uninstall one, or name one of "
+                f"{kind} '{name}' is provided twice, by {owners}. Uninstall one, or list one of "
                 f"them in {DISABLE_VARIABLE}."
             )
         if not found:
@@ -126,7 +126,7 @@ class Registry:
         return found[0]
 
     def author(self, kind: Kind, name: str) -> str:
-        """The distribution that provides it, if one does."""
+        """The distribution that provides it, or "" if none does."""
         of_it = (x.distribution for x in self.provided if (x.kind, x.name) == (kind, name))
         return next(of_it, "")
 
@@ -135,17 +135,17 @@ class Registry:
     ) -> Callable[..., Any]:
         """Check name and options; return a function that calls the factory with them.
 
-        What that function is given comes before the options: the PolicySpec, for an objective.
-        `beside` are the engine's own keys in the same table, which a misspelt option may have
-        meant. Raises UserError for an unknown name or option or a value of the wrong type, and
-        PluginError for an option of one of those names; the function raises it if the factory
-        raises.
+        The function passes its own arguments before the options: for an objective, the PolicySpec.
+        `beside`: the engine's own keys in the same table, which the user may have misspelt. Raises
+        UserError for an unknown name or option or a value of the wrong type, and PluginError if
+        the factory has an option named like one of the engine's keys. The returned function raises
+        PluginError if the factory raises.
         """
         item = self.find(kind, name)
         if taken := sorted(item.options.keys() & OWN_KEYS[kind]):
             raise PluginError(
-                f"{item.label} has an option '{taken[0]}', which is dagflow's own in a recipe, so "
-                f"nobody could set it: its author has to rename it"
+                f"{item.label} has an option '{taken[0]}', which is dagflow's own key in a recipe, "
+                f"so nobody can set it: its author has to rename it"
             )
         checked = _check_options(item, options, beside)
 
@@ -165,17 +165,17 @@ class Registry:
             failed = ", ".join(item.entry_point for item in self.broken)
             message += f" Plugins that did not load (see `dagflow list-plugins`): {failed}."
         if self.disabled:
-            message += f" Switched off by {DISABLE_VARIABLE}: {', '.join(self.disabled)}."
+            message += f" Disabled by {DISABLE_VARIABLE}: {', '.join(self.disabled)}."
         return message
 
 
 def load_plugins() -> Registry:
-    """Import every plugin named by an entry point, except those switched off.
+    """Import every plugin named by an entry point, except the disabled ones.
 
     `DAGFLOW_DISABLE_PLUGINS`, a comma-separated list of entry-point or distribution names, is read
-    before anything is imported. What they print goes to standard error.
+    before anything is imported. What plugins print goes to standard error.
     """
-    from importlib.metadata import entry_points  # which `dagflow --help` does without
+    from importlib.metadata import entry_points  # `dagflow --help` does without it
 
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
@@ -195,7 +195,7 @@ def load_plugins() -> Registry:
                 provided += _load_one(manager, entry_point)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # a plugin may call sys.exit: it must not take us along
+        except BaseException as error:  # a plugin may call sys.exit, which must not end dagflow
             reason = str(error) if isinstance(error, PluginError) else described(error)
             details = traceback.format_exc()
             broken.append(Broken(entry_point.name, distribution, version, reason, details))
@@ -218,7 +218,7 @@ def _load_one(manager: pluggy.PluginManager, entry_point: EntryPoint) -> list[Pr
     _check_requirement(entry_point)
     plugin = entry_point.load()
     if manager.is_registered(plugin):
-        raise PluginError(f"{entry_point.value} is the plugin {manager.get_name(plugin)} already")
+        raise PluginError(f"{entry_point.value} is already the plugin {manager.get_name(plugin)}")
     _check_hook_names(manager, plugin)
     manager.register(plugin, f"{entry_point.name} of {' '.join(_origin(entry_point))}")
     callers = manager.get_hookcallers(plugin) or []
@@ -228,14 +228,14 @@ def _load_one(manager: pluggy.PluginManager, entry_point: EntryPoint) -> list[Pr
 
 
 def _check_requirement(entry_point: EntryPoint) -> None:
-    """Before anything is imported: does the plugin ask for another version of dagflow?"""
+    """Before the plugin is imported, raise PluginError if it requires another dagflow version."""
     from packaging.requirements import InvalidRequirement, Requirement
     from packaging.utils import canonicalize_name
 
     for text in (entry_point.dist.requires if entry_point.dist else None) or []:
         try:
             needed = Requirement(text)
-        except InvalidRequirement:  # pip's business
+        except InvalidRequirement:  # pip's job
             continue
         applies = needed.marker is None or needed.marker.evaluate({"extra": ""})
         if canonicalize_name(needed.name) != OWN_DISTRIBUTION or not applies:
@@ -255,15 +255,15 @@ def _ask(caller: pluggy.HookCaller, plugin: object, entry_point: EntryPoint) -> 
     answer = implementation.function()
     if not isinstance(answer, Mapping):
         raise PluginError(
-            f"{caller.name} returned {type(answer).__name__}; a mapping of name to factory is due"
+            f"{caller.name} returned {type(answer).__name__}; expected a mapping of name to factory"
         )
     for name, factory in answer.items():
         if not isinstance(name, str) or not callable(factory):
             raise PluginError(f"{caller.name}: {name!r} -> {factory!r} is not a name and a factory")
-        # some built-in types have no signature, and could not be given options
+        # Some built-in types have no signature and cannot take options: this raises for them.
         if {"images", "prompts"} <= inspect.signature(factory).parameters.keys():
             raise PluginError(
-                f"{caller.name}: '{name}' is a reward itself; register what makes it: its class, "
+                f"{caller.name}: '{name}' is itself a reward; register what makes it: its class, "
                 f"or a function that returns it"
             )
         yield Provided(HOOKS[caller.name], name, factory, *_origin(entry_point))
@@ -295,9 +295,9 @@ def _check_options(
 
 
 def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
-    """What annotations say of the parameters, as far as each can be known.
+    """The annotations of the parameters, as far as they can be resolved.
 
-    Those that need an import made lazily cannot.
+    Those that refer to lazily imported names cannot.
     """
     function = _function(factory)
     found: dict[str, Any] = {}
@@ -312,7 +312,7 @@ def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _function(factory: Callable[..., Any]) -> Any:
-    """The one whose parameters a factory has."""
+    """The function whose parameters are the factory's."""
     if isinstance(factory, partial):
         return _function(factory.func)
     if inspect.isclass(factory):
@@ -325,7 +325,7 @@ def _check_value(item: Provided, key: str, value: Any, hint: Any) -> Any:
     from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
     if isinstance(value, float) and math.isnan(value):
-        raise UserError(f"{item.kind} '{item.name}', option '{key}': nan is no number.")
+        raise UserError(f"{item.kind} '{item.name}', option '{key}': nan is not a number.")
     try:
         return TypeAdapter(hint).validate_python(value)
     except PydanticUserError:  # an annotation that pydantic cannot check
@@ -333,5 +333,5 @@ def _check_value(item: Provided, key: str, value: Any, hint: Any) -> Any:
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise UserError(
-            f"{item.kind} '{item.name}', option '{key}': {value!r} will not do. {reason}."
+            f"{item.kind} '{item.name}', option '{key}': {value!r} is not valid. {reason}."
         ) from None

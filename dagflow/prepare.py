@@ -1,4 +1,4 @@
-"""Load and check everything that a run is made of, writing nothing."""
+"""Load and check everything that a run consists of, writing nothing."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class Watcher(Protocol):
     """Whoever shows a run to a person."""
 
     def phase(self, name: str, total: int, epoch: int) -> None:
-        """A stage begins, of `total` units; epochs count from 1."""
+        """A stage of `total` units begins; epochs count from 1."""
 
     def advance(self, units: int) -> None:
-        """So many units of the stage are done."""
+        """That many more units of the stage are done."""
 
     def show(self, metrics: Mapping[str, float]) -> None:
         """New numbers."""
 
     def say(self, text: str) -> None:
-        """Something that a person should read; what begins with "Alarm" is shown as one."""
+        """A message for the user; one that begins with "alarm", in any case, is shown as one."""
 
     def pictures(self, images: Tensor, epoch: int) -> None:
         """The grid (B, 3, height, width) of an epoch; 0 is the base model."""
@@ -57,14 +57,14 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that a run is made of, checked and loaded."""
+    """Everything that a run consists of, checked and loaded."""
 
     config: Config
     folder: Path
     learner: Learner
     path: GaussianPath
     rewards: tuple[WeightedReward, ...]
-    measured: tuple[WeightedReward, ...]  # and never trained on
+    measured: tuple[WeightedReward, ...]  # rewards that are never trained on
     prompts: tuple[Prompt, ...]
     heldout: tuple[Prompt, ...]
     given: tuple[Kept, ...]  # pictures from which backward trajectories start
@@ -89,22 +89,22 @@ class Run:
         return self.config.rollout.potential_states(self.path.steps)
 
     def advance(self, units: int) -> None:
-        """So many units of the present stage are done; raises as `stop_if_asked` does."""
+        """That many more units of the current stage are done; raises as `stop_if_asked` does."""
         self.watcher.advance(units)
         if not self.processes.lockstep:
             self.stop_if_asked()
 
     def stop_if_asked(self) -> None:
-        """Raise Interrupted if the user wants an end."""
+        """Raise Interrupted if the user has asked the run to stop."""
         if self.stop_asked():
             raise Interrupted
 
     def meet(self) -> None:
-        """Between two steps, in all processes at once: raises as `stop_if_asked` does."""
+        """Between two steps, in all processes together; raises as `stop_if_asked` does."""
         self.processes.together(self.stop_if_asked)
 
     def close(self) -> None:
-        """Ask rewards nothing more."""
+        """Stop asking rewards."""
         for item in (*self.rewards, *self.measured):
             if item.background:
                 item.background.close()
@@ -119,7 +119,7 @@ def prepare(
 ) -> Run:
     """Load model, rewards, prompts and objective, writing nothing.
 
-    Raises UserError for anything in the configuration that cannot be had.
+    Raises UserError for anything in the configuration that is not possible or not available.
     """
     if not config.rewards:
         known = ", ".join(registry.names("reward"))
@@ -179,13 +179,13 @@ def prepare(
 
 
 def _check_worlds(policy: Policy, rewards: Sequence[WeightedReward]) -> None:
-    """Raise UserError for the reward of a world that is not the model's."""
+    """Raise UserError for a reward of a world other than the model's."""
     own = policy.world.name if isinstance(policy, WorldPolicy) else None
     for item in rewards:
         if isinstance(item.reward, Density) and item.reward.world.name != own:
             other = item.reward.world.name
             raise UserError(
-                f"reward '{item.label}' is of the world '{other}': use it with "
+                f"reward '{item.label}' belongs to the world '{other}': use it with "
                 f"--model world:{other}, or give its option world."
             )
 
@@ -199,48 +199,48 @@ def _within_budget(config: Config, needs: Needs, steps: int) -> Config:
         return config
     if rollout.potential == "current" and needs.potentials:
         raise UserError(
-            "reward_budget counts no potential = 'current', whose rewards are asked anew in each "
-            "update: use 'rollout' or 'none'."
+            "reward_budget cannot count potential = 'current', which asks the rewards again in "
+            "each update: use 'rollout' or 'none'."
         )
     if budget < each:
         raise UserError(
-            f"reward_budget = {budget} is less than the {each} images that the rewards are asked "
-            f"about in one epoch with objective '{config.objective.name}'."
+            f"reward_budget = {budget} is less than the {each} images that the rewards score in "
+            f"one epoch with objective '{config.objective.name}'."
         )
     return config.model_copy(update={"epochs": budget // each})
 
 
 def check_needs(config: Config, needs: Needs, prompts: Sequence[Prompt]) -> None:
-    """Raise UserError if the objective cannot do with the data that it would get."""
+    """Raise UserError if the objective cannot work with the data that it would get."""
     name, replay = config.objective.name, config.replay
     if needs.on_policy and (replay.share or replay.backward):
         raise UserError(
-            f"objective '{name}' is wrong for trajectories that the policy did not sample just "
-            f"now: set replay.share and replay.backward to 0, or use one that learns from any "
-            f"(db, tb, subtb, rtb, ...)."
+            f"objective '{name}' is wrong for trajectories that the policy did not just sample: "
+            f"set replay.share and replay.backward to 0, or use an objective that learns from any "
+            f"trajectory (db, tb, subtb, rtb, ...)."
         )
     rollout, batch = config.rollout, config.update.batch_size
     if batch > config.transitions_per_epoch and not needs.trajectories:
         raise UserError(
             f"update.batch_size = {batch} is more than the {config.transitions_per_epoch} "
-            f"transitions of an epoch that update.timestep_fraction leaves (samples_per_epoch = "
+            f"transitions that update.timestep_fraction leaves of an epoch (samples_per_epoch = "
             f"{rollout.samples_per_epoch} x {config.steps_per_trajectory} steps)."
         )
     if (replay.share or replay.backward) and rollout.images_per_prompt == rollout.samples_per_epoch:
         raise UserError(
-            f"rollout.images_per_prompt = {rollout.images_per_prompt} makes one group of the whole "
-            f"epoch, which leaves no place for what is replayed: lower it."
+            f"rollout.images_per_prompt = {rollout.images_per_prompt} makes the whole epoch one "
+            f"group, which leaves no room for replayed trajectories: lower it."
         )
     if needs.groups and rollout.images_per_prompt < 2:
         raise UserError(
-            f"objective '{name}' compares images of one prompt: give rollout.images_per_prompt of "
+            f"objective '{name}' compares images of one prompt: set rollout.images_per_prompt to "
             f"2 or more, such as -s rollout.images_per_prompt=4."
         )
     if config.objective.divergence is not None and not needs.log_p_base:
         raise UserError(
             f"objective.beta = {config.objective.beta!r} is a divergence from the base model, "
-            f"which objective '{name}' does not keep as its prior: give a number, or use rtb or "
-            f"residual-db."
+            f"which objective '{name}' does not keep as its prior: set it to a number, or use rtb "
+            f"or residual-db."
         )
     if config.objective.divergence is not None:
         _check_divergence(config, config.objective.divergence, needs, prompts)
@@ -249,12 +249,12 @@ def check_needs(config: Config, needs: Needs, prompts: Sequence[Prompt]) -> None
 def _check_divergence(
     config: Config, divergence: float, needs: Needs, prompts: Sequence[Prompt]
 ) -> None:
-    """Raise UserError if the first epoch's images cannot show so large a one."""
+    """Raise UserError if the first epoch's images cannot show so large a divergence."""
     rollout, beta = config.rollout, config.objective.beta
     if rollout.images_per_prompt < 2 and len(prompts) > 1:
         raise UserError(
-            f"objective.beta = {beta!r} is found from several images of each prompt: give "
-            f"rollout.images_per_prompt of 8 or more."
+            f"objective.beta = {beta!r} is found from several images of each prompt: set "
+            f"rollout.images_per_prompt to 8 or more."
         )
     others = sum(off_policy(config, False, bool(config.replay.images), needs.groups))
     count, together = rollout.samples_per_epoch - others, rollout.images_per_prompt
@@ -278,14 +278,14 @@ def _check_processes(config: Config, processes: Processes) -> None:
         )
     if config.machine.shard and config.rollout.potential == "current":
         raise UserError(
-            "machine.shard: potential = 'current' passes in each process when it needs to, and a "
-            "divided model must be passed by all at once: use 'rollout' or 'none'."
+            "machine.shard: with potential = 'current' each process runs the model when it needs "
+            "to, but all processes must run a sharded model together: use 'rollout' or 'none'."
         )
 
 
 @contextmanager
 def _unchanged() -> Iterator[None]:
-    """Whatever a plugin does in here to torch's own state."""
+    """Restore torch's global state, whatever a plugin does to it inside this context."""
     grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
     try:
         yield
@@ -295,13 +295,13 @@ def _unchanged() -> Iterator[None]:
 
 
 def _check_objective(name: str, objective: object) -> None:
-    """Raise PluginError for one that is none."""
+    """Raise PluginError for an object that is not an objective."""
     needs = getattr(objective, "needs", None)
     if not isinstance(needs, Needs):
-        raise PluginError(f"objective '{name}' has no `needs`: a dagflow.Needs is due")
+        raise PluginError(f"objective '{name}' has no `needs`; expected a dagflow.Needs")
     for module, is_due in (("flow", needs.log_flow), ("log_z", needs.log_z)):
         if is_due and not hasattr(objective, module):
-            raise PluginError(f"objective '{name}' needs {module}, and has no module `{module}`")
+            raise PluginError(f"objective '{name}' needs {module} but has no module `{module}`")
 
 
 def _reward_makers(
@@ -336,17 +336,17 @@ def weighted(label: str, reward: Reward, table: RewardTable) -> WeightedReward:
 
 
 def _background(label: str, reward: Reward) -> Background:
-    """The threads that ask it: one, unless it says otherwise."""
+    """The threads that call the reward: one, unless it says otherwise."""
     concurrency = getattr(reward, "concurrency", 1)
     if type(concurrency) is not int or concurrency < 1:
         raise PluginError(
-            f"reward '{label}' has concurrency = {concurrency!r}; a whole number from 1 is due"
+            f"reward '{label}' has concurrency = {concurrency!r}; expected a whole number from 1"
         )
     return Background(concurrency)
 
 
 def load_prompts(config: Config, registry: Registry) -> tuple[PromptSource, tuple[Prompt, ...]]:
-    """The prompt source of a run, and what it holds for training."""
+    """The prompt source of a run, and its training prompts."""
     table = config.prompts
     name, colon, path = table.name.partition(":")
     if colon:
@@ -356,5 +356,5 @@ def load_prompts(config: Config, registry: Registry) -> tuple[PromptSource, tupl
 
 
 def maker_of(registry: Registry, kind: Kind, name: str, table: OpenTable) -> Callable[..., Any]:
-    """For what a table of the configuration names, with the options beside the name."""
+    """`Registry.maker` for what a table of the configuration names, with the options there."""
     return registry.maker(kind, name, table.options, beside=type(table).model_fields)

@@ -1,4 +1,4 @@
-"""Where a run's time and memory go: named spans of work, and the profile that adds them up."""
+"""Where a run's time and memory go: named spans of work, and a profile that sums them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ PAGE, MEGABYTE = 4096, 2**20
 
 @dataclass
 class Span:
-    """All work under one name, without what other names have inside it."""
+    """All work under one name, excluding spans with other names inside it."""
 
     seconds: float = 0.0
     calls: int = 0
-    megabytes: float = 0.0  # the peak of device memory on CUDA, else the process's at its ends
+    megabytes: float = 0.0  # on CUDA peak device memory, else the process's at a span's ends
 
 
 class Profile:
-    """Adds up the spans of the thread that made it, and traces the first of each traced kind."""
+    """Sums the spans of the thread that made it, and traces the first of each traced kind."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -55,12 +55,12 @@ class Profile:
 
     @contextmanager
     def traced(self, name: str) -> Iterator[None]:
-        """Write `NAME.json` for the first call, whose time does not count."""
+        """Write `NAME.json` for the first call, whose time is not counted."""
         if name in self._traced:
             yield
             return
         self._traced.add(name)
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes lines on its own doings
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler prints its own log
         import torch.profiler
 
         kinds = [torch.profiler.ProfilerActivity.CPU]
@@ -78,7 +78,7 @@ class Profile:
         self._last = time.perf_counter()
 
     def write(self) -> None:
-        """Write `profile.json`: seconds, calls and peak of each span, the longest first."""
+        """Write `profile.json`: seconds, calls and peak memory of each span, the longest first."""
         self._boundary()
         self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({name: asdict(span) for name, span in self.longest().items()}, indent=2)
@@ -88,7 +88,7 @@ class Profile:
         return dict(sorted(self.spans.items(), key=lambda item: -item[1].seconds))
 
     def _boundary(self) -> None:
-        """What passed since the last boundary belongs to the innermost span."""
+        """Attribute the time since the last boundary to the innermost span."""
         megabytes = _memory()
         now = time.perf_counter()
         if not self._tracing:
@@ -99,7 +99,7 @@ class Profile:
 
 
 def _memory() -> float:
-    """On CUDA the peak since the last call, after all its work is done; else the process's now."""
+    """On CUDA the peak since the last call, once the GPU is idle; else the process's usage now."""
     import torch
 
     if torch.cuda.is_available():
@@ -115,7 +115,7 @@ _active: Profile | None = None
 
 @contextmanager
 def profiled(folder: Path) -> Iterator[Profile]:
-    """Inside this context spans are added up; at its end they are written into the folder.
+    """Inside this context spans are summed; at its end they are written into the folder.
 
     Nothing is written if the user's input was wrong.
     """
@@ -134,7 +134,7 @@ def profiled(folder: Path) -> Iterator[Profile]:
 
 @contextmanager
 def span(name: str) -> Iterator[None]:
-    """Work that a profile shows under this name, if one is being made."""
+    """Work that the active profile, if any, records under this name."""
     if _active is None:
         yield
     else:
@@ -144,7 +144,7 @@ def span(name: str) -> Iterator[None]:
 
 @contextmanager
 def traced(name: str) -> Iterator[None]:
-    """Work of which a profile shows the first in every detail."""
+    """Work whose first call the active profile, if any, traces in full detail."""
     if _active is None:
         yield
     else:

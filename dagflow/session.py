@@ -1,4 +1,4 @@
-"""A training run under way: prompts, rollout, score, cut, update, checkpoint, report."""
+"""A training run in progress: prompts, rollout, score, cut, update, checkpoint, report."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 
 class Session:
-    """A run under way: the chain, and how far it has come. The same in all processes."""
+    """A run in progress: the chain of stages, and its position. The same in all processes."""
 
     def __init__(self, run: Run, restored: Restored) -> None:
         self.run, self.config, self.position = run, run.config, restored.position
@@ -57,9 +57,9 @@ class Session:
         if position.beta is not None:
             self.config = run.config.with_beta(position.beta)
         self._watch = Watch(run)
-        self._rollout_weights = restored.rollout_weights  # that the epoch began with
+        self._rollout_weights = restored.rollout_weights  # from the beginning of the epoch
         empty = Buffer(replay.capacity, replay.per_prompt)
-        self._buffer = empty.restored(restored.replay, run.prompts)  # before the epoch
+        self._buffer = empty.restored(restored.replay, run.prompts)  # from before the epoch
         metrics, timings = run.folder / "metrics.jsonl", run.folder / "timings.jsonl"
         here = run.processes.is_main
         tell, length = run.trackers.record, position.metrics_bytes
@@ -67,7 +67,7 @@ class Session:
         self._timings = JsonLines(timings if here else None, position.timings_bytes)
 
     def train(self) -> Stopped | None:
-        """All epochs that remain."""
+        """Train for all remaining epochs; returns why the run stopped, if it stopped early."""
         if self.position.is_beginning:
             self._metrics.write({"epoch": 0, **self._look(0, {})[0]})
         for epoch in range(self.position.epoch, self.config.epochs):
@@ -92,11 +92,11 @@ class Session:
         return None
 
     def evaluate(self) -> Evaluation:
-        """Base against trained, at the end."""
+        """Compare base and trained model at the end."""
         return self._fitting(lambda: evaluate(self.run, self.config, self.position, True))
 
     def save(self) -> Path:
-        """Write a checkpoint, unless there is one of this position or others write it."""
+        """Write a checkpoint, unless this position has one or another process writes it."""
         folder, keep = self.run.folder / "checkpoints", self.config.checkpoint.keep
         if not self.run.processes.is_main:
             return folder / self.position.name
@@ -109,11 +109,11 @@ class Session:
         return checkpoints.save(folder, self.run.learner, here, self._rollout_weights, replay, keep)
 
     def save_together(self) -> Path:
-        """The same, for all to wait for."""
+        """The same, but every process waits for it."""
         return self.run.processes.from_main(self.save)
 
     def _fitting(self, work: Callable[[], T]) -> T:
-        """What `work` returns, with smaller batches each time the device is out of memory."""
+        """What `work` returns; when the device is out of memory, retry with smaller batches."""
         while True:
             try:
                 return work()
@@ -122,9 +122,9 @@ class Session:
                 run = smaller(self.run)
                 if not run:
                     raise RunError(
-                        "the device is out of memory, with one trajectory and one transition at a "
-                        "time: set machine.gradient_checkpointing or machine.vae_slicing, or take "
-                        "a smaller model"
+                        "the device is out of memory, even with one trajectory and one transition "
+                        "at a time: set machine.gradient_checkpointing or machine.vae_slicing, or "
+                        "use a smaller model"
                     ) from error
                 self.run = run
 
@@ -133,7 +133,7 @@ class Session:
         return collect(self.run, epoch, before, self._rollout_weights, self._buffer, clock)
 
     def _find_beta(self, data: Epoch) -> None:
-        """From the base model's images, where beta is a divergence to be kept from it."""
+        """If beta is a divergence from the base model, find its value from that model's images."""
         divergence = self.config.objective.divergence
         if divergence is None:
             return
@@ -144,7 +144,7 @@ class Session:
         self.config = self.config.with_beta(beta)
 
     def _find_levels(self, data: Epoch) -> None:
-        """Of log F and log Z, from the base model's trajectories."""
+        """Set the levels of log F and log Z from the base model's trajectories."""
         needs, sampled = self.run.learner.objective.needs, data.sampled
         learned = needs.log_flow or needs.log_z
         if self.position.levels or not learned or not self.config.update.flow_from_data:
@@ -154,9 +154,9 @@ class Session:
         self.position = replace(self.position, levels=levels)
 
     def _with_all_potentials(self, data: Epoch) -> Epoch:
-        """The same with those of the current network, which is the one that sampled.
+        """The same data with the current network's potentials; that network also sampled it.
 
-        For the levels and the warm-up; where there is neither any more, as it is.
+        Only the levels and the warm-up need them; when both are done the data are unchanged.
         """
         update, position = self.config.update, self.position
         found = position.levels or not update.flow_from_data
@@ -182,16 +182,16 @@ class Session:
         return replace(data, potentials=values)
 
     def _asked_to_begin(self) -> int:
-        """Images that rewards are asked about for all potentials of the first epoch."""
+        """How many images rewards score for all potentials of the first epoch."""
         if not (self.config.update.flow_from_data or self.config.update.flow_warmup):
             return 0
         samples, steps = self.config.rollout.samples_per_epoch, self.run.path.steps
         return self._asked_anew(torch.cartesian_prod(torch.arange(samples), torch.arange(steps)))
 
     def _asked_anew(self, rows: Tensor) -> int:
-        """Images that rewards are asked about for a window, beside those of the epoch's data.
+        """How many images rewards score for a window, besides those of the epoch's data.
 
-        Rows name trajectories by their numbers in the epoch, so all processes find the same.
+        Rows refer to trajectories by their numbers in the epoch, so all processes agree.
         """
         if self.config.rollout.potential != "current":
             return 0
@@ -204,7 +204,10 @@ class Session:
         return prod(self.run.policy.latent_shape)
 
     def _gain(self, epoch: int, rewards: Tensor) -> float:
-        """Of the mean reward over that of the first steady epoch, in its deviations; 0 before."""
+        """The rise of the mean reward since the first steady epoch, in deviations of that epoch.
+
+        Zero before that epoch.
+        """
         if epoch < first_steady(self.run.rewards):
             return 0.0
         mean, deviation = self.position.gain_baseline or moments(rewards)
@@ -212,7 +215,7 @@ class Session:
         return (float(rewards.mean()) - mean) / deviation if deviation > SMALLEST else 0.0
 
     def _warm_up(self, data: Epoch) -> None:
-        """Train the objective's own parameters alone, at the first beta above zero."""
+        """Train only the objective's own parameters, at the first beta above zero."""
         config, done = self.config, self.position.warm_up
         count = config.update.flow_warmup if self.run.learner.objective_parameters else 0
         windows = self._windows(0)
@@ -249,7 +252,7 @@ class Session:
             self.run.watcher.advance(1)
 
     def _step(self, window: Window, work: Callable[[Window], dict[str, float]]) -> dict[str, float]:
-        """One step, or one more that is skipped: `update.skip_limit` in a row may be."""
+        """Take one step; skip it if it is not finite, up to `update.skip_limit` times in a row."""
         try:
             numbers = self._fitting(lambda: work(window))
         except NotFinite as error:
@@ -258,7 +261,7 @@ class Session:
             if skipped > limit:
                 file = keep_batch(self.run, window, self.position)
                 message = f"{error}, nor were {limit} before it; its batch is kept in {file}. "
-                message += "Go back to an epoch before it with --resume RUN@EPOCH"
+                message += "Resume from an earlier epoch with --resume RUN@EPOCH"
                 raise RunError(message) from error
             self.run.watcher.say(f"Skipped: {error} ({skipped} of {limit} in a row).")
             self.position = replace(self.position, skipped=skipped)
@@ -268,7 +271,7 @@ class Session:
         return numbers
 
     def _temperature(self, data: Epoch) -> dict[str, float]:
-        """How near the trajectories that were sampled are to the promise of the final beta."""
+        """How close the sampled trajectories are to the target of the final beta."""
         sampled, density = data.sampled, self.run.learner.density
         weights = (
             base_log_weights(sampled, density)
@@ -283,11 +286,11 @@ class Session:
         return cut(self.config, epoch, self.run.path.steps, self.run.learner.objective.needs)
 
     def _own_window(self, data: Epoch, rows: Tensor, beta: float) -> Window:
-        """What is here of a window whose rows name trajectories by their numbers in the epoch."""
+        """This process's part of a window; rows have trajectories' numbers in the epoch."""
         return self._window(data, data.own(rows), beta, len(rows))
 
     def _window(self, data: Epoch, rows: Tensor, beta: float, everywhere: int | None) -> Window:
-        """Rows name trajectories by their places here."""
+        """A window; rows refer to trajectories by their places in this process."""
         run, final_beta = self.run, self.config.final_beta
         levels = self.position.levels or zero_levels(run.path.steps)
         here, potentials = data.trajectories, data.potentials
@@ -295,14 +298,14 @@ class Session:
         return window.on(run.policy.device) if self.config.machine.offload else window
 
     def _current(self, data: Epoch, window: Window) -> CurrentPotentials | None:
-        """Potentials of the current network, to be filled in, where the run wants those."""
+        """Potentials of the current network, to be filled in, if the run uses them."""
         if self.config.rollout.potential != "current" or not self.run.potential_states:
             return None
         states = self.run.potential_states
         return CurrentPotentials(self.run.learner, window, data.rewards, states)
 
     def _end_epoch(self, data: Epoch, gain: float, clock: Clock) -> tuple[Alarm, ...]:
-        """Log, draw and save; what alarms there are."""
+        """Log, draw and save; returns the alarms."""
         epoch, config, buffer = self.position.epoch + 1, self.config, self._buffer
         alarms: tuple[Alarm, ...] = ()
         replays = config.replay.share or (config.replay.backward and not self.run.given)
@@ -322,7 +325,7 @@ class Session:
         calls = self.position.reward_calls + data.reward_calls
         if not self.position.epoch:
             calls += self._asked_to_begin()
-        self._keep_best(gain)  # from here on nobody is waited for, until all is as it must be
+        self._keep_best(gain)  # from here on no process waits, until the state is consistent again
         self.position = replace(
             self.position,
             epoch=epoch,
@@ -344,10 +347,10 @@ class Session:
         return alarms
 
     def _went_back(self) -> bool:
-        """Go back to the last checkpoint before this epoch, if an alarm is to do so and can."""
+        """If alarms roll back, return to the last checkpoint up to the previous look, if any."""
         run, main = self.run, self.run.processes.from_main
         known = main(lambda: checkpoints.checkpoints(run.folder / "checkpoints"))
-        cleared = max(0, self.position.epoch - self.config.evaluate.every)  # by the look before
+        cleared = max(0, self.position.epoch - self.config.evaluate.every)  # by the previous look
         earlier = [path for path in known if checkpoints.moment(path)[0] <= cleared]
         if self.config.alarms.action != "roll-back" or not earlier:
             return False
@@ -361,7 +364,7 @@ class Session:
     def _look(
         self, epoch: int, statistics: Mapping[str, Statistics]
     ) -> tuple[dict[str, float], tuple[Alarm, ...]]:
-        """What the model draws after an epoch, in numbers; none where nothing is measured."""
+        """Numbers about what the model draws after an epoch; none if nothing is measured."""
         watched = self._fitting(lambda: self._watch.look(self.run, epoch, statistics))
         if not watched:
             return {}, ()
@@ -376,7 +379,7 @@ class Session:
         if not self.config.checkpoint.keep_best or not self.run.processes.is_main:
             return
         if began.epoch < first_steady(self.run.rewards):
-            return  # nobody knows yet how it compares
+            return  # gains cannot be compared yet
         if checkpoint.is_dir() and (best is None or gain > best):
             checkpoints.point(checkpoint.with_name(checkpoints.BEST), checkpoint)
             self.position = replace(self.position, best_gain=gain)

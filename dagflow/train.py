@@ -1,4 +1,4 @@
-"""Begin a training run, or go on with one."""
+"""Begin a training run, or resume one."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def start(run: Run) -> Outcome:
 
 
 def resume(run: Run, place: str = "") -> Outcome:
-    """Go on from the newest whole checkpoint of the directory, or from `place`.
+    """Resume from the newest intact checkpoint of the directory, or from `place`.
 
-    The end is the same as without the break. A run that stopped before its first checkpoint begins
-    again. `place`: a checkpoint's name, or the number of an epoch.
+    The result is the same as without the interruption. A run that stopped before its first
+    checkpoint starts again. `place`: a checkpoint's name, or the number of an epoch.
     """
     main = run.processes.from_main
     with closing(run), ExitStack() as stack:
@@ -43,22 +43,25 @@ def resume(run: Run, place: str = "") -> Outcome:
             run.processes.together(lambda: _check_prompts(run, saved.position))
             restored = run.processes.together(lambda: checkpoints.restore(saved, run.learner))
         if (restored.position.epoch, restored.position.window) > (run.config.epochs, 0):
-            raise UserError(f"the run is past epochs = {run.config.epochs} already.")
+            raise UserError(f"the run is already past epochs = {run.config.epochs}.")
         if saved and not main(lambda: go_on_from(saved.place, run.watcher.say)):
             restored = replace(restored, position=replace(restored.position, best_gain=None))
         main(lambda: write_config(run.config, run.folder))
-        main(lambda: (run.folder / report.NAME).unlink(missing_ok=True))  # it has yet to end
+        main(lambda: (run.folder / report.NAME).unlink(missing_ok=True))  # the run has not ended
         update, warm_up = restored.position.update, restored.position.warm_up
         main(lambda: stack.enter_context(run.trackers.begun(run.folder, update, warm_up)))
         return _train(run, restored)
 
 
 def _check_prompts(run: Run, begun: Position) -> None:
-    """Raise UserError if they are not those that the run began with; older ones did not say."""
+    """Raise UserError if the prompts are not those that the run began with.
+
+    Older checkpoints do not record them, and pass.
+    """
     if begun.prompts not in ("", digest(run.prompts)):
         raise UserError(
-            f"the prompts '{run.config.prompts.name}' have changed since the run began, and it "
-            f"would go on with others: put them back, or begin a new run."
+            f"the prompts '{run.config.prompts.name}' have changed since the run began: put them "
+            f"back, or begin a new run."
         )
 
 
@@ -79,9 +82,9 @@ def _train(run: Run, restored: Restored) -> Outcome:
 
 
 def _open_logs(run: Run) -> None:
-    """Show rewards that keep a log (those with `open_log`) where the run keeps its files."""
+    """Tell rewards that keep a log (those with `open_log`) the run's directory."""
     for item in (*run.rewards, *run.measured):
         open_log = getattr(item.reward, "open_log", None)
         if callable(open_log):
-            with blaming(f"reward '{item.label}'", OSError):  # of the run's own folder
+            with blaming(f"reward '{item.label}'", OSError):  # an OSError is about the run's folder
                 open_log(run.folder)

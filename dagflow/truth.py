@@ -1,4 +1,4 @@
-"""In a world, how far a model's samples are from what they should be."""
+"""In a world, the distance of a model's samples from the exact target."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from dagflow.worlds.distances import Energy, total_variation
 
 @dataclass(frozen=True)
 class Distance:
-    """Of samples from the exact target."""
+    """The distance of samples from the exact target."""
 
     total_variation: float  # over the classes, 0 to 1
-    energy: float  # of whole states, 0 for equal laws
+    energy: float  # over whole states, 0 for equal laws
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Samples (N, D) of a world, and how far each set is from the target.
+    """Samples (N, D) of a world, and the distance of each set from the target.
 
-    `base`, `trained`; and `reference`, the sampler with the target's exact x0hat and as many steps
-    (a yardstick, not a bound). `states` has exact samples too, as `target`.
+    The sets are `base`, `trained` and `reference`: the sampler with the target's exact x0hat and
+    the same number of steps (a yardstick, not a bound). `states` also has exact samples, `target`.
     """
 
     world: World
@@ -35,9 +35,9 @@ class Truth:
 
 
 def against_truth(sampler: Sampler, comparison: Comparison) -> Truth | None:
-    """Hold the images of a comparison, two or more, against the exact target.
+    """Compare the images of a comparison, two or more, with the exact target.
 
-    None where none is known.
+    None if the model is not a world, or there are fewer than two images.
     """
     policy = sampler.policy
     if not isinstance(policy, WorldPolicy) or len(comparison.prompts) < 2:

@@ -1,6 +1,6 @@
 """The values that a run passes from stage to stage, and the three things a plugin can provide.
 
-Records are frozen and do no work. Shapes: B trajectories or transitions, T steps, C x H x W
+Records are frozen and have no logic. Shapes: B trajectories or transitions, T steps, C x H x W
 latents, D = C * H * W latent values, L tokens of width E.
 """
 
@@ -19,7 +19,7 @@ Potential = Literal["rollout", "current", "none"]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text to draw, and whatever its source knows about it (a reward may read `metadata`)."""
+    """A text to draw, and what its source knows about it (a reward may read `metadata`)."""
 
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """What an objective may know of the policy before it builds its own networks."""
+    """What an objective may know about the policy before it builds its own networks."""
 
     latent_channels: int  # C
     cross_attention_dim: int  # E, the width of prompt_embeds
@@ -41,30 +41,30 @@ class Needs:
     log_flow: bool = False  # log F at both ends; the objective then has a module `flow`
     log_pb: bool = False  # log q(x_t | x_s), the noising process
     potentials: bool = False  # rewards of intermediate states (forward-looking flow)
-    rewards: bool = False  # what each transition's trajectory earned, and which trajectory it is
+    rewards: bool = False  # the reward and the number of each transition's trajectory
     window: bool = False  # the numbers of the whole accumulation window, in `Transitions.window`
     log_p_base: bool = False  # log p(x_next | x) of the frozen base model
-    trajectories: bool = False  # whole trajectories, all of a window at once, and log_p0
+    trajectories: bool = False  # whole trajectories, a window's all at once, and log_p0
     log_z: bool = False  # log Z of each trajectory's prompt; the objective has a module `log_z`
     groups: bool = False  # several trajectories for each prompt
-    on_policy: bool = False  # it is wrong for trajectories that the policy did not sample just now
+    on_policy: bool = False  # wrong for trajectories that the policy did not just sample
 
 
 @dataclass(frozen=True)
 class Trajectories:
-    """What a rollout leaves behind, float32; noise_pred and prompt_embeds in the network's dtype.
+    """The result of a rollout, float32; noise_pred and prompt_embeds in the network's dtype.
 
-    On the policy's device, or in main memory with `machine.offload`.
+    It is on the policy's device, or in main memory with `machine.offload`.
     """
 
     prompts: tuple[Prompt, ...]  # B
     latents: Tensor  # (B, T+1, C, H, W), from noise to the terminal state
-    log_pf: Tensor  # (B, T), log p(x_next | x) under the network that sampled
+    log_pf: Tensor  # (B, T), log p(x_next | x) under the sampling network
     noise_pred: Tensor  # (B, T, C, H, W), that network's guided prediction
     prompt_embeds: Tensor  # (B, L, E)
     images: Tensor  # (B, 3, height, width) in [0, 1], decoded from the terminal state
-    index: Tensor  # (B,) int64, each one's number in its epoch; no two processes have the same
-    log_p_base: Tensor | None = None  # (B, T), log p(x_next | x) under the base, if it matters
+    index: Tensor  # (B,) int64, each one's number in its epoch, unique across processes
+    log_p_base: Tensor | None = None  # (B, T), log p(x_next | x) under the base, if needed
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,15 @@ class Transitions:
     """Numbers of B transitions x -> x_next, as an objective sees them, float32, each (B,).
 
     Log-densities are means or sums over the D latent values; `scale` is 1 or D accordingly.
-    What `needs` does not declare is None. `trajectory` and `prompt` are int64 and tell transitions
-    apart, no more: equal numbers are of one trajectory, or of trajectories with one prompt text.
+    Fields that `needs` does not declare are None. `trajectory` and `prompt` are int64 labels with
+    no other meaning: equal numbers mean the same trajectory, or the same prompt text.
 
-    With `needs.trajectories` these are B whole trajectories: what belongs to a transition is
-    (B, T) in the order of time, what belongs to a trajectory (B,), and so is the loss.
+    With `needs.trajectories` these are B whole trajectories: values per transition are (B, T) in
+    the order of time, values per trajectory are (B,), and so is the loss.
     """
 
     log_pf: Tensor  # a leaf: the engine back-propagates d loss / d log_pf through the network
-    log_pf_old: Tensor  # under the network that sampled
+    log_pf_old: Tensor  # under the sampling network
     log_pb: Tensor | None  # log q(x | x_next)
     log_flow: Tensor | None  # log F(x), with gradient to the objective's own parameters
     log_flow_next: Tensor | None  # log F(x_next); at the last state beta * reward
@@ -92,7 +92,7 @@ class Transitions:
     trajectory: Tensor | None = None  # which trajectory of the epoch it belongs to
     prompt: Tensor | None = None  # which prompt that trajectory was drawn for
     log_p_base: Tensor | None = None  # log p(x_next | x) of the frozen base model
-    log_p0: Tensor | None = None  # of a trajectory's first state, under the standard normal
+    log_p0: Tensor | None = None  # log-density of the first state under the standard normal
     log_z: Tensor | None = None  # with gradient to the objective's own parameters
 
 
@@ -100,10 +100,11 @@ class Reward(Protocol):
     """Any callable that scores images; higher is better.
 
     images: float32 (B, 3, height, width) in [0, 1]; prompts: B of them. Returns (B,), finite.
-    An `nn.Module` is moved to the device, frozen and put in eval mode by the engine. One with a
-    method `open_log(folder: Path)` is told the run's directory when the run begins. One with an
-    int `concurrency` is called from other threads, so many calls at a time, while sampling goes on.
-    All must answer within `timeout`, but for one whose `own_timeout` is true, which sees to it.
+    The engine moves an `nn.Module` to the device, freezes it and puts it in eval mode. It calls a
+    method `open_log(folder: Path)`, if there is one, with the run's directory when the run begins.
+    A reward with an int `concurrency` is called from other threads while sampling continues, at
+    most that many calls at a time. Every reward must answer within `timeout`, except one whose
+    `own_timeout` is true: that one enforces its own.
     """
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor: ...
@@ -112,7 +113,7 @@ class Reward(Protocol):
 class Objective(Protocol):
     """A function of a batch, never a trainer: loss per item (B,) and metrics to log.
 
-    If it learns, it is an `nn.Module`: the engine optimises its parameters with
+    An objective that learns is an `nn.Module`: the engine optimises its parameters with
     `update.flow_learning_rate` and saves them. With `needs.log_flow` it has a module `flow`:
     (latents (B, C, H, W), timesteps (B,), prompt_embeds (B, L, E)) -> (B,), and with
     `needs.log_z` a module `log_z`: prompt_embeds (B, L, E) -> (B,).

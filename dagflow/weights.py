@@ -1,4 +1,4 @@
-"""Published files that plugins read: where they come from, and proof that they are the ones."""
+"""Published files that plugins read: where they come from, and proof that they are genuine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 from dagflow.errors import UserError, described
 
 VARIABLE = "DAGFLOW_WEIGHTS"
-READS = "__dagflow_reads__"  # on a factory
+READS = "__dagflow_reads__"  # attribute of a factory
 CHUNK = 1 << 20  # bytes
 SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -26,22 +26,22 @@ _nothing_fetched: ContextVar[bool] = ContextVar("nothing_fetched", default=False
 
 
 class Missing(UserError):
-    """A file that is not on this machine, where nothing may be fetched."""
+    """A file that is not on this machine, in a context where nothing may be fetched."""
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One published file, pinned: a plugin names what it reads, and dagflow finds, fetches, checks.
+    """One published file, pinned: a plugin declares it, and dagflow finds, fetches and checks it.
 
     It comes from the model hub (`repo` and `revision`, a commit), or from `url` if there is one;
-    `repo` is then the name under which it is kept. Where no `sha256` is known, a file that came
-    from the hub is held against the hub's own.
+    `repo` is then the name under which it is kept. Without a `sha256`, a file from the hub is
+    checked against the hub's own.
     """
 
     repo: str  # "owner/name"
     filename: str
     revision: str
-    size: int  # bytes, about
+    size: int  # bytes, approximately
     licence: str
     sha256: str = ""
     url: str = ""
@@ -49,7 +49,7 @@ class WeightFile:
 
     @property
     def name(self) -> str:
-        """By which commands know it, and where it lies in the folder DAGFLOW_WEIGHTS."""
+        """The file's name in commands, and its path in the folder DAGFLOW_WEIGHTS."""
         return f"{self.repo}/{self.filename}"
 
     @property
@@ -59,7 +59,7 @@ class WeightFile:
 
 
 def reads(*files: WeightFile) -> Callable[[Factory], Factory]:
-    """Say on a factory which files it may read, for `dagflow weights`."""
+    """Declare which files a factory may read, for `dagflow weights`."""
 
     def mark(factory: Factory) -> Factory:
         setattr(factory, READS, files)
@@ -69,7 +69,7 @@ def reads(*files: WeightFile) -> Callable[[Factory], Factory]:
 
 
 def files_read_by(factory: Callable[..., Any]) -> tuple[WeightFile, ...]:
-    """What was said by `reads`."""
+    """The files that `reads` declared for a factory."""
     files: tuple[WeightFile, ...] = getattr(factory, READS, ())
     return files
 
@@ -77,9 +77,9 @@ def files_read_by(factory: Callable[..., Any]) -> tuple[WeightFile, ...]:
 def locate(file: WeightFile, folder: str = "") -> Path:
     """The path of the file, checked; fetched first if it is not on this machine.
 
-    With a `folder` it is the file of that name there, by itself or below `repo`: the user's own,
-    not held against what was published. Raises UserError if the file is neither here nor to be had,
-    or not the published one.
+    With a `folder` it is the file of that name there, directly or below `repo`: the user's own,
+    not compared with the published one. Raises UserError if the file is not here and cannot be
+    fetched, or is not the published one.
     """
     if folder:
         return _own(file, Path(folder).expanduser())
@@ -94,7 +94,7 @@ def locate(file: WeightFile, folder: str = "") -> Path:
 
 @contextmanager
 def nothing_fetched() -> Iterator[None]:
-    """Inside this context `locate` raises Missing rather than fetch a file."""
+    """Inside this context `locate` raises Missing instead of fetching a file."""
     token = _nothing_fetched.set(True)
     try:
         yield
@@ -105,7 +105,7 @@ def nothing_fetched() -> Iterator[None]:
 def find(file: WeightFile) -> Path | None:
     """The file on this machine, unchecked: in the folder DAGFLOW_WEIGHTS, or fetched earlier.
 
-    Raises UserError if there is no such folder.
+    Raises UserError if DAGFLOW_WEIGHTS is set and there is no such folder.
     """
     candidates = [_cached_download(file) if file.url else _cached_by_the_hub(file)]
     if name := os.environ.get(VARIABLE):
@@ -117,16 +117,16 @@ def find(file: WeightFile) -> Path | None:
 
 
 def pull(file: WeightFile, progress: Callable[[int], None] | None = None) -> Path:
-    """Fetch the file into the cache, and check it. Raises UserError.
+    """Fetch the file into the cache and check it. Raises UserError if either fails.
 
-    `progress` is called with bytes as they come, of a file with a `url`; the hub's client shows a
-    bar of its own.
+    For a file with a `url`, `progress` is called with the number of bytes of each chunk; the hub's
+    client shows its own progress bar.
     """
     try:
         path = _download(file, progress) if file.url else _download_from_the_hub(file)
     except UserError:
         raise
-    except Exception as error:  # of two clients, with exceptions of their own
+    except Exception as error:  # two clients, each with its own exceptions
         reason = described(error).splitlines()[0].rstrip(".")
         raise UserError(
             f"{file.name} ({megabytes(file.size)}) is not on this machine, and could not be "
@@ -142,7 +142,7 @@ def check(file: WeightFile, path: Path) -> str:
     expected = file.sha256 or _hubs_own(path)
     if expected and (wrong := _difference(path, expected, file)):
         raise UserError(
-            f"{path} is not the {file.filename} that was published: {wrong}. Delete "
+            f"{path} is not the published {file.filename}: {wrong}. Delete "
             f"{path.resolve()} and run `{pull_command(file)}`."
         )
     return expected
@@ -155,7 +155,7 @@ def megabytes(size: int) -> str:
 
 
 def pull_command(file: WeightFile) -> str:
-    """What a user runs to have it."""
+    """The command that fetches the file."""
     return f"dagflow weights pull {shlex.quote(file.name)}"
 
 
@@ -164,24 +164,24 @@ def _own(file: WeightFile, folder: Path) -> Path:
         if path.is_file():
             return path
     raise UserError(
-        f"weights = '{folder}': there is neither {file.name} nor {file.filename} in that folder."
+        f"weights = '{folder}': that folder has neither {file.name} nor {file.filename}."
     )
 
 
 def _difference(path: Path, expected: str, file: WeightFile) -> str:
-    """In words; "" if there is none."""
-    import hashlib  # which `dagflow --help` does without
+    """The difference in words; "" if there is none."""
+    import hashlib  # `dagflow --help` does without it
 
     with path.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found == expected:
         return ""
     size = f"{path.stat().st_size:,} bytes of about {file.size:,}"
-    return f"its sha256 is {found}, and {expected} is due ({size})"
+    return f"its sha256 is {found}, not {expected} ({size})"
 
 
 def _hubs_own(path: Path) -> str:
-    """The hub's cache names the content of a large file by its sha256."""
+    """The sha256 by which the hub's cache names the content of a large file, or ""."""
     name = path.resolve().name
     return name if SHA256.fullmatch(name) else ""
 
@@ -209,7 +209,7 @@ def _cached_download(file: WeightFile) -> Path:
 
 
 def _download(file: WeightFile, progress: Callable[[int], None] | None) -> Path:
-    """Written to a temporary folder, checked, and only then put into place."""
+    """Write to a temporary folder, check, and only then move into place."""
     from filelock import FileLock
     from huggingface_hub.constants import is_offline_mode
 
@@ -217,7 +217,7 @@ def _download(file: WeightFile, progress: Callable[[int], None] | None) -> Path:
         raise ConnectionError("HF_HUB_OFFLINE is set")
     target = _cached_download(file)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.parent / ".lock"):  # one process of a machine fetches, others wait
+    with FileLock(target.parent / ".lock"):  # one process on a machine fetches, others wait
         return target if target.is_file() else _fetch(file, target, progress)
 
 
@@ -230,7 +230,7 @@ def _fetch(file: WeightFile, target: Path, progress: Callable[[int], None] | Non
                 if progress:
                     progress(len(chunk))
         if file.sha256 and (wrong := _difference(unchecked, file.sha256, file)):
-            raise UserError(f"{file.url} gave something else than {file.name}: {wrong}.")
+            raise UserError(f"{file.url} returned something other than {file.name}: {wrong}.")
         os.replace(unchecked, target)
     return target
 

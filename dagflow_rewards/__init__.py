@@ -1,4 +1,4 @@
-"""First-party rewards, written against dagflow's public API alone."""
+"""First-party rewards, which use only dagflow's public API."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def jpeg_compressibility(quality: int = 95) -> Reward:
 def aesthetic(
     weights: str = "", dtype: Dtype = "float32", batch_size: PositiveInt = 16, exact: bool = False
 ) -> Reward:
-    """LAION's aesthetic score, about 1 to 10; the prompt does not count."""
+    """LAION's aesthetic score, about 1 to 10; ignores the prompt."""
     from dagflow_rewards.published.aesthetic import Aesthetic, load_head
     from dagflow_rewards.published.clip import Clip, load_clip
 
@@ -54,7 +54,7 @@ def aesthetic(
 def clip_score(
     weights: str = "", dtype: Dtype = "float32", batch_size: PositiveInt = 16, exact: bool = False
 ) -> Reward:
-    """Cosine of image and prompt in CLIP ViT-L/14's features, -1 to 1."""
+    """Cosine similarity of image and prompt in CLIP ViT-L/14's features, -1 to 1."""
     from dagflow_rewards.published.clip import Clip, load_clip
     from dagflow_rewards.published.clip_score import ClipScore
 
@@ -66,7 +66,7 @@ def clip_score(
 def pickscore(
     weights: str = "", dtype: Dtype = "float32", batch_size: PositiveInt = 16, exact: bool = False
 ) -> Reward:
-    """PickScore: what people would pick, about 15 to 25."""
+    """PickScore: which image people would pick, about 15 to 25."""
     from dagflow_rewards.published.clip import Clip, load_clip
     from dagflow_rewards.published.clip_score import ClipScore
 
@@ -79,7 +79,7 @@ def pickscore(
 def imagereward(
     weights: str = "", dtype: Dtype = "float32", batch_size: PositiveInt = 16, exact: bool = False
 ) -> Reward:
-    """ImageReward: what people like and what the prompt asks for, mean 0, deviation 1."""
+    """ImageReward: human preference and fit to the prompt, mean 0, deviation 1."""
     from dagflow_rewards.published.image_reward import ImageReward, load_network, load_tokenizer
 
     tokenizer = load_tokenizer(locate(BERT_VOCABULARY, weights))

@@ -18,7 +18,7 @@ class JpegSize:
     Raises UserError for a quality outside 1 to 95 (Pillow's range).
     """
 
-    concurrency = 2  # Pillow compresses beside Python, so sampling need not wait
+    concurrency = 2  # Pillow compresses outside Python, so sampling need not wait
 
     def __init__(self, quality: int, sign: int) -> None:
         if not 1 <= quality <= 95:

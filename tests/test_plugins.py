@@ -45,7 +45,7 @@ BROKEN = {
     import dagflow
     @dagflow.hookimpl
     def dagflow_register_rewards(): return ["zero"]
-    """: "returned list; a mapping",
+    """: "returned list; expected a mapping",
     """
     import dagflow
     @dagflow.hookimpl
@@ -62,7 +62,7 @@ BROKEN = {
         def __call__(self, images, prompts): return images.sum((1, 2, 3))
     @dagflow.hookimpl
     def dagflow_register_rewards(): return {"zero": Zero()}
-    """: "'zero' is a reward itself; register what makes it",
+    """: "'zero' is itself a reward; register what makes it",
 }
 
 
@@ -112,7 +112,7 @@ def test_a_disabled_plugin_is_not_even_imported(install, monkeypatch: pytest.Mon
     registry = load_plugins()
     assert not registry.broken
     assert "zero" not in registry.names("reward")
-    with pytest.raises(UserError, match="Switched off by DAGFLOW_DISABLE_PLUGINS: hanging, other"):
+    with pytest.raises(UserError, match="Disabled by DAGFLOW_DISABLE_PLUGINS: hanging, other"):
         registry.find("reward", "zero")
 
 
@@ -140,7 +140,7 @@ def test_one_module_twice_is_used_once_and_said(install) -> None:
     registry.find("reward", "zero")
     [broken] = registry.broken
     assert (broken.entry_point, broken.distribution) == ("two", "dist-two")
-    assert broken.reason == "twice is the plugin one of dist-one 1.5 already"
+    assert broken.reason == "twice is already the plugin one of dist-one 1.5"
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_what_a_foreign_plugin_costs_is_known(install) -> None:
         ("zeero", {}, "there is no reward called 'zeero'. Did you mean 'zero'? Installed: aest"),
         ("zero", {"scala": 2}, "reward 'zero' has no option 'scala'. Did you mean 'scale'?"),
         ("zero", {"wight": 2}, "reward 'zero' has no option 'wight'. Did you mean 'weight'?"),
-        ("zero", {"scale": "big"}, "option 'scale': 'big' will not do"),
+        ("zero", {"scale": "big"}, "option 'scale': 'big' is not valid"),
     ],
 )
 def test_wrong_names_and_options_are_the_users_mistake(install, name, options, message) -> None:
@@ -244,7 +244,7 @@ def test_annotations_are_checked_wherever_they_stand(install, name: str, options
     """Though another of them cannot be known without an import."""
     install("typed", TYPED)
     [key] = options
-    with pytest.raises(UserError, match=f"reward '{name}', option '{key}': .* will not do"):
+    with pytest.raises(UserError, match=f"reward '{name}', option '{key}': .* is not valid"):
         load_plugins().maker("reward", name, options)
 
 

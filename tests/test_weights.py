@@ -55,7 +55,7 @@ def test_a_file_is_fetched_once_and_checked(file: WeightFile, tmp_path: Path) ->
 
 def test_a_wrong_file_is_not_kept(file: WeightFile, tmp_path: Path) -> None:
     (tmp_path / "served" / "model.pt").write_bytes(CONTENT[:-1])
-    with pytest.raises(UserError, match=r"gave something else than somebody/model/model\.pt"):
+    with pytest.raises(UserError, match=r"returned something other than somebody/model/model\.pt"):
         locate(file)
     assert weights.find(file) is None
     left = [path.name for path in (tmp_path / "home").rglob("*") if path.is_file()]
@@ -76,7 +76,7 @@ def test_the_users_folder_comes_first(
     own.parent.mkdir(parents=True)
     own.write_bytes(b"damaged")
     monkeypatch.setenv("DAGFLOW_WEIGHTS", str(tmp_path / "own"))
-    with pytest.raises(UserError, match=r"is not the model\.pt that was published"):
+    with pytest.raises(UserError, match=r"is not the published model\.pt"):
         locate(file)
     monkeypatch.setenv("DAGFLOW_WEIGHTS", str(tmp_path / "onw"))
     with pytest.raises(UserError, match="there is no such folder"):

@@ -1,7 +1,7 @@
 """Noise that belongs to a trajectory, not to a process.
 
-Each trajectory's noise follows from (stream, seed, epoch, global index) alone, so that batches,
-resumed runs and worlds of any size draw the same numbers.
+Each trajectory's noise depends only on (stream, seed, epoch, global index), so that any batch
+size, any number of processes and a resumed run draw the same numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Stream(IntEnum):
-    """What random numbers are for; different streams never share one."""
+    """What random numbers are used for; different streams never share numbers."""
 
     ROLLOUT = 0
     HELD_OUT = 1
@@ -28,7 +28,7 @@ class Stream(IntEnum):
 
 
 def generator(stream: Stream, *key: int) -> torch.Generator:
-    """A CPU generator that depends on the stream and the key alone."""
+    """A CPU generator that depends only on the stream and the key."""
     state = np.random.SeedSequence([int(stream), *key]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 

@@ -21,12 +21,12 @@ from dagflow.types import LogDensity
 
 @dataclass(frozen=True)
 class GaussianPath:
-    """The states that a sampler visits. Only steps with a density are on the path."""
+    """The states that a sampler visits. The path has only steps with a density."""
 
     alpha: Tensor  # (T+1,) float64
     sigma: Tensor  # (T+1,) float64, positive
-    timesteps: Tensor  # (T+1,) int64, the time that the network is told at each state
-    noiseless_end: bool = False  # the sampler goes on from the terminal state to x0hat itself
+    timesteps: Tensor  # (T+1,) int64, the network's time input at each state
+    noiseless_end: bool = False  # the sampler continues from the terminal state to x0hat itself
 
     @property
     def steps(self) -> int:
@@ -34,12 +34,12 @@ class GaussianPath:
         return len(self.alpha) - 1
 
     def on(self, device: torch.device) -> GaussianPath:
-        """The same on a device, where nothing waits for its numbers any more."""
+        """The same path on a device, so that nothing there waits for its numbers."""
         alpha, sigma, timesteps = (x.to(device) for x in (self.alpha, self.sigma, self.timesteps))
         return replace(self, alpha=alpha, sigma=sigma, timesteps=timesteps)
 
     def times(self, index: Tensor) -> Tensor:
-        """What the network is told at the states numbered `index` (B,) int64, on its device."""
+        """The network's time input at the states numbered `index` (B,) int64, on its device."""
         return self.timesteps.to(index.device)[index]
 
     @cached_property
@@ -49,7 +49,7 @@ class GaussianPath:
 
     @cached_property
     def coefficients(self) -> Tensor:
-        """Of each step, in the order in which `Step` has them, (7, T) float32.
+        """The coefficients of each step, in the order of `Step`, (7, T) float32.
 
         With a = alpha_t / alpha_s and v = sigma_t^2 - a^2 sigma_s^2:
         p(x_s | x_t) = N((a sigma_s^2 x_t + alpha_s v x0hat) / sigma_t^2, v sigma_s^2 / sigma_t^2),
@@ -93,7 +93,7 @@ def step_from(path: GaussianPath, index: Tensor) -> Step:
 
 
 def _columns(table: Tensor, index: Tensor) -> tuple[Tensor, ...]:
-    """Of each row those numbers, (B, 1, 1, 1)."""
+    """The columns `index` of each row, (B, 1, 1, 1) each."""
     return table.to(index.device)[:, index].view(len(table), -1, 1, 1, 1).unbind()
 
 
@@ -117,7 +117,7 @@ def policy_mean(step: Step, latents: Tensor, x0: Tensor) -> Tensor:
 
 
 def log_normal(x: Tensor, mean: Tensor, variance: Tensor, density: LogDensity) -> Tensor:
-    """log N(x; mean, variance) of B states (B, C, H, W), in nats, as (B,).
+    """log N(x; mean, variance) of B states (B, C, H, W), in nats, (B,).
 
     `sum` is the log-density; `mean` is that divided by D, as in the paper's code.
     """

@@ -1,1 +1,1 @@
-"""The stages of a run, one verb in each file, which `dagflow.session` puts in order."""
+"""The stages of a run, one verb per file; `dagflow.session` puts them in order."""

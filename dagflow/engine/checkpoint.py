@@ -1,6 +1,6 @@
-"""Save and restore everything that a run needs to go on, without pickles.
+"""Save and restore everything that a run needs to resume, without pickles.
 
-A checkpoint is a folder that appears whole, by one rename, with the checksums of its files.
+A checkpoint is a folder that appears complete, by one rename, with the checksums of its files.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ from dagflow.policies.policy import Policy
 
 STATE = "state.json"
 TENSORS = "training_state.safetensors"
-SUMS = "SHA256SUMS"  # as sha256sum -c reads it
-FORMAT = 3  # of state.json; 1 had no checksums, 2 did not know its prompts
+SUMS = "SHA256SUMS"  # in the format of sha256sum -c
+FORMAT = 3  # of state.json; 1 had no checksums, 2 did not record the prompts
 NAME = re.compile(r"epoch-(\d+)(?:-(flow|update)-(\d+))?")
 LATEST, BEST = "latest", "best"  # links to checkpoints
 
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run has come. Noise and prompts follow from it, so no generator is saved."""
+    """A run's position. It determines noise and prompts, so no generator is saved."""
 
     epoch: int = 0  # whole epochs done
     window: int = 0  # optimizer steps done in the epoch after those
     warm_up: int = 0  # steps of the flow warm-up done
-    update: int = 0  # optimizer steps done in all; decides beta
-    skipped: int = 0  # steps in a row that were not taken, since something was not finite
-    reward_calls: int = 0  # images that rewards were asked about: in whole epochs, and in updates
+    update: int = 0  # optimizer steps done in total; determines beta
+    skipped: int = 0  # consecutive steps not taken because something was not finite
+    reward_calls: int = 0  # images that rewards scored: in whole epochs, and in updates
     best_gain: float | None = None  # of the images that the best checkpoint samples
     gain_baseline: tuple[float, float] | None = None  # mean and deviation of the reward
     levels: Levels | None = None  # of log F and log Z, from the first epoch
-    beta: float | None = None  # found from the first epoch, where it was to be found
+    beta: float | None = None  # found from the first epoch, if it was given as a divergence
     metrics_bytes: int = 0  # length of metrics.jsonl
     timings_bytes: int = 0  # length of timings.jsonl
     statistics: Mapping[str, Statistics] = field(default_factory=dict)  # of rewards, before `epoch`
-    prompts: str = ""  # what they were, see `engine.prompts.digest`
+    prompts: str = ""  # a digest of the training prompts, see `engine.prompts.digest`
     version: str = field(default=__version__)  # of dagflow
     format: int = FORMAT
 
@@ -63,7 +63,7 @@ class Position:
 
     @property
     def name(self) -> str:
-        """Sorts in the order of time: epoch-0000-flow-0007, epoch-0000-update-0003, epoch-0001."""
+        """Names sort by time: epoch-0000-flow-0007, epoch-0000-update-0003, epoch-0001."""
         name = f"epoch-{self.epoch:04d}"
         if self.window:
             return f"{name}-update-{self.window:04d}"
@@ -78,19 +78,19 @@ def save(
     replay: Mapping[str, Tensor],
     keep: int,
 ) -> Path:
-    """Write `folder/epoch-NNNN[-update-MMMM]` atomically, then drop all but the newest `keep`.
+    """Write the folder of `position` atomically, then delete all but the newest `keep`.
 
-    `folder/latest` then leads to it; what `folder/best` leads to is never dropped.
+    `folder/latest` then points to it; the target of `folder/best` is never deleted.
 
-    Within an epoch the weights that sampled its trajectories are kept too: a resumed run samples
-    them again, rather than storing them. `replay` is the buffer as it was before the epoch. Raises
-    NotSaved if the disk is full or cannot be written.
+    Within an epoch the weights that sampled its trajectories are saved too: a resumed run samples
+    the trajectories again instead of storing them. `replay` is the buffer from before the epoch.
+    Raises NotSaved if the disk is full or not writable.
     """
     target = folder / position.name
     partial = folder / f".{target.name}.partial"
     if not (target / STATE).exists():
         try:
-            shutil.rmtree(target, ignore_errors=True)  # what is left of one that lost its files
+            shutil.rmtree(target, ignore_errors=True)  # remains of one that lost its files
             _write(partial, learner, position, rollout_weights, replay)
             partial.rename(target)
             _sync(folder)
@@ -106,12 +106,12 @@ def save(
 
 
 def point(link: Path, target: Path) -> None:
-    """Make `link` lead to its neighbour `target`, at one instant.
+    """Make `link` point to its neighbour `target`, atomically.
 
-    Where the file system knows no links there is none; nothing depends on it.
+    On a file system without links there is none; nothing depends on it.
     """
     if link.is_dir() and not link.is_symlink():
-        return  # in a copy of a run that followed links
+        return  # the run was copied with links followed
     partial = link.with_name(f".{link.name}.partial")
     partial.unlink(missing_ok=True)
     try:
@@ -122,7 +122,7 @@ def point(link: Path, target: Path) -> None:
 
 
 def _drop(checkpoint: Path) -> None:
-    """So that a half of it is never taken for a whole one."""
+    """Delete a checkpoint, hidden first so that a half-deleted one is never taken for a whole."""
     hidden = checkpoint.with_name(f".{checkpoint.name}.dropped")
     shutil.rmtree(hidden, ignore_errors=True)
     checkpoint.rename(hidden)
@@ -156,34 +156,34 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def folders(folder: Path) -> list[Path]:
-    """The same, and what is left of others."""
+    """All complete checkpoints and the remains of others, oldest first."""
     found = (path for path in folder.glob("epoch-*") if NAME.fullmatch(path.name))
     return sorted((path for path in found if path.is_dir()), key=moment)
 
 
 def moment(checkpoint: Path) -> tuple[int, str, int]:
-    """Sorts checkpoints in the order of time, however many digits their numbers have."""
+    """A key that sorts checkpoints by time, however many digits their numbers have."""
     found = NAME.fullmatch(checkpoint.name)
     assert found
     return int(found[1]), found[2] or "", int(found[3] or 0)
 
 
 def same(link: Path, found: Sequence[Path]) -> list[Path]:
-    """Those that hold the moment of a run that `link` leads to, or is a copy of."""
+    """The checkpoints in `found` with the same state as the one that `link` points to or copies."""
     due = link / STATE
     both = (path for path in found if due.is_file() and (path / STATE).is_file())
     return [path for path in both if (path / STATE).read_bytes() == due.read_bytes()]
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a run that was killed had begun to write or to remove."""
+    """Remove what a killed run had begun to write or to delete."""
     for name in (".epoch-*.partial", ".epoch-*.dropped"):
         for path in folder.glob(name):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _sums(checkpoint: Path) -> str:
-    """The SHA-256 of each file but this list itself."""
+    """The SHA-256 of each file except this list itself."""
     files = sorted(path for path in checkpoint.iterdir() if path.name != SUMS)
     return "".join(f"{_digest(path)}  {path.name}\n" for path in files)
 
@@ -196,7 +196,7 @@ def _digest(path: Path) -> str:
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with the files of a checkpoint, naming one; None if nothing is.
 
-    Of one without checksums, from an older dagflow, nothing is known to be.
+    For one without checksums, from an older dagflow, no damage can be found.
     """
     if not (checkpoint / SUMS).exists() and _older(checkpoint):
         return None
@@ -225,7 +225,7 @@ def _older(checkpoint: Path) -> bool:
 
 
 def set_aside(folder: Path, chosen: Path) -> list[str]:
-    """Rename checkpoints newer than the chosen one, from which a run goes on; says which."""
+    """Rename checkpoints newer than the one that a run resumes from; returns their names."""
     point(folder / LATEST, chosen)
     newer = [path for path in folders(folder) if moment(path) > moment(chosen)]
     for path in newer:
@@ -239,7 +239,7 @@ def set_aside(folder: Path, chosen: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds."""
+    """The contents of a checkpoint."""
 
     place: Path
     position: Position
@@ -249,7 +249,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Restored:
-    """What a checkpoint says beside the learner's state."""
+    """What a checkpoint holds besides the learner's state."""
 
     position: Position
     rollout_weights: dict[str, Tensor]
@@ -257,9 +257,9 @@ class Restored:
 
 
 def read(checkpoint: Path, policy: Policy) -> Saved:
-    """Read a checkpoint, whose files are known to be whole.
+    """Read a checkpoint whose files are known to be intact.
 
-    Raises UserError if it is of a dagflow that this one does not understand, or cannot be read.
+    Raises UserError if it is in a format that this dagflow does not know, or cannot be read.
     """
     try:
         position = _position(json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
@@ -271,7 +271,7 @@ def read(checkpoint: Path, policy: Policy) -> Saved:
 
 
 def restore(saved: Saved, learner: Learner) -> Restored:
-    """Put a checkpoint into the learner. Raises UserError if it is of another configuration."""
+    """Load a checkpoint into the learner. Raises UserError if it is from another configuration."""
     tensors = saved.tensors
     try:
         _load_module(learner.objective, _part(tensors, "objective."))
@@ -288,7 +288,7 @@ def _position(saved: dict[str, Any]) -> Position:
     if known > FORMAT:
         raise ValueError(
             f"dagflow {writer} wrote it in format {known}, and dagflow {__version__} reads "
-            f"up to {FORMAT}: go on with dagflow {writer}"
+            f"up to {FORMAT}: resume with dagflow {writer}"
         )
     statistics = saved.pop("statistics", {})
     read = {label: Statistics(*numbers) for label, numbers in statistics.items()}

@@ -17,7 +17,7 @@ from dagflow.types import FlowObjective, LogDensity, Objective, PartitionObjecti
 
 @dataclass(frozen=True)
 class Learner:
-    """What learns, and how: the only mutable things of a run."""
+    """What learns, and how: the only mutable parts of a run."""
 
     policy: Policy
     objective: Objective
@@ -47,13 +47,13 @@ class Learner:
         return f"objective {type(self.objective).__name__}"
 
     def flow(self, latents: Tensor, times: Tensor, embeds: Tensor) -> Tensor:
-        """What the objective's flow network says of M states, (M,)."""
+        """The objective's flow network at M states, (M,)."""
         with blaming(self.who, torch.OutOfMemoryError):
             said = cast(FlowObjective, self.objective).flow(latents, times, embeds)
             return _one_each("flow", said, len(latents))
 
     def log_z(self, embeds: Tensor) -> Tensor:
-        """What its module for log Z says of the prompts of B trajectories, (B,)."""
+        """The objective's module for log Z at the prompts of B trajectories, (B,)."""
         with blaming(self.who, torch.OutOfMemoryError):
             said = cast(PartitionObjective, self.objective).log_z(embeds)
             return _one_each("log_z", said, len(embeds))
@@ -66,7 +66,7 @@ def _one_each(module: str, said: Tensor, count: int) -> Tensor:
 
 
 def set_rates(learner: Learner, factor: float) -> None:
-    """Learning rates `factor` times those of the settings."""
+    """Set the learning rates to `factor` times those of the settings."""
     settings = learner.settings
     rates = (settings.learning_rate, settings.flow_learning_rate)
     for group, rate in zip(learner.optimizer.param_groups, rates, strict=False):
@@ -80,7 +80,7 @@ def make_learner(
     density: LogDensity,
     processes: Processes = ALONE,
 ) -> Learner:
-    """A learner with one AdamW and a group (and learning rate) each for policy and objective."""
+    """A learner with one AdamW; policy and objective each have a group and a learning rate."""
     groups = [{"params": policy.parameters(), "lr": settings.learning_rate}]
     if isinstance(objective, nn.Module):
         objective.to(policy.device)

@@ -1,4 +1,4 @@
-"""Where log F and log Z begin: at what the first epoch's trajectories say on average."""
+"""Where log F and log Z start: at the average over the first epoch's trajectories."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from dagflow.types import Trajectories
 class Levels:
     """A number for log F at each step's first state, and one for log Z; both rise with beta.
 
-    Any function of the time may be added to log F_phi, which has then less to learn: balance over
-    the rest of a trajectory asks for log F(x_i) = beta * reward - sum_{j >= i} (log p - log q), and
-    its mean can be had at once. What F_phi says before it has learned anything is taken off. At the
-    last state log F is beta * reward, and nothing is added.
+    Any function of time may be added to log F_phi, which then has less to learn. Balance over the
+    rest of a trajectory requires log F(x_i) = beta * reward - sum_{j >= i} (log p - log q), and the
+    mean of that is known at once. The output of the untrained F_phi is subtracted. At the last
+    state log F is beta * reward, and nothing is added.
     """
 
     fixed: tuple[float, ...]  # T
-    earned: tuple[float, ...]  # T, times beta: the mean reward less that of the state's potential
+    earned: tuple[float, ...]  # T, times beta: the mean reward minus the state's mean potential
     log_z: tuple[float, float]  # fixed, and times beta
 
     def of_flow(self, beta: float, index: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def first_levels(
 ) -> Levels:
     """The levels at which trajectories (B) with these potentials (B, T+1) balance on average.
 
-    The mean is over those of all processes.
+    The mean is over the trajectories of all processes.
     """
     processes = learner.processes
 
@@ -64,7 +64,7 @@ def first_levels(
             else gaussian.log_pb(step, states[:, i], states[:, i + 1], density)
         )
         gaps.append(sampled.log_pf[:, i] - backward)
-    steps = mean(torch.stack(gaps, 1)).cpu()  # where cumsum is deterministic
+    steps = mean(torch.stack(gaps, 1)).cpu()  # cumsum is deterministic there
     due = [-float(rest) for rest in steps.flip(0).cumsum(0).flip(0)]
     *flows, log_z = mean(_untrained(learner, path, sampled)).tolist()
     fixed = [value - flow for value, flow in zip(due, flows, strict=True)]
@@ -78,7 +78,7 @@ def first_levels(
 
 @torch.no_grad()
 def _untrained(learner: Learner, path: GaussianPath, sampled: Trajectories) -> Tensor:
-    """What the objective's modules say of each step's first state, and of log Z, (B, T+1)."""
+    """The outputs of the objective's modules for each step's first state and log Z, (B, T+1)."""
     objective, device = learner.objective, learner.policy.device
     said = torch.zeros(len(sampled.latents), path.steps + 1, device=device)
     size = learner.settings.microbatch_size
@@ -88,7 +88,7 @@ def _untrained(learner: Learner, path: GaussianPath, sampled: Trajectories) -> T
             said[rows, -1] = learner.log_z(embeds)
         if objective.needs.log_flow:
             for i in range(path.steps):
-                # Not expanded: a layout of its own would be compiled once more.
+                # Not expanded: another memory layout would be compiled again.
                 times = path.timesteps[i].to(device).repeat(len(rows))
                 said[rows, i] = learner.flow(sampled.latents[rows, i].to(device), times, embeds)
     return learner.scale * said

@@ -1,4 +1,4 @@
-"""How a run uses its machine: nothing here decides its numbers, but for rounding."""
+"""How a run uses its machine: nothing here changes its numbers, except by rounding."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dagflow.engine.processes import ALONE, Processes
 from dagflow.errors import UserError
 from dagflow.policies.policy import Policy
 
-BACKEND = "inductor"  # of torch.compile
+BACKEND = "inductor"  # for torch.compile
 
 
 def prepare_device(device: torch.device, settings: MachineTable) -> None:
-    """What has to be settled before anything is computed on the device.
+    """Apply the settings that must be in place before anything is computed on the device.
 
-    A process that has multiplied matrices on a GPU before needs CUBLAS_WORKSPACE_CONFIG from its
-    start on; else torch says so.
+    A process that has already multiplied matrices on a GPU needs CUBLAS_WORKSPACE_CONFIG from its
+    start; torch reports it if not.
     """
     if device.type == "cuda":
         if settings.deterministic:
@@ -32,7 +32,7 @@ def prepare_device(device: torch.device, settings: MachineTable) -> None:
 def prepare_policy(policy: Policy, settings: MachineTable, processes: Processes = ALONE) -> None:
     """Apply the settings to the networks, and on CUDA what always helps there.
 
-    Raises UserError where a model has nothing of the kind.
+    Raises UserError if the model does not support a setting.
     """
     if settings.shard:
         _shard(policy.networks()["unet"], policy.device, processes)
@@ -48,10 +48,10 @@ def prepare_policy(policy: Policy, settings: MachineTable, processes: Processes 
 
 
 def prepare_learner(learner: Learner, settings: MachineTable) -> None:
-    """Make the networks of a learner faster, before the first of them is called.
+    """Make a learner's networks faster; call this before any of them is called.
 
-    Beside a bfloat16 policy on CUDA a flow network that can rounds its attention; what the settings
-    have compiled is compiled when it is first called.
+    With a bfloat16 policy on CUDA, a flow network that can do so runs its attention in bfloat16.
+    `machine.compile` compiles a network when it is first called.
     """
     policy = learner.policy
     flow: Any = getattr(learner.objective, "flow", None)
@@ -66,7 +66,7 @@ def prepare_learner(learner: Learner, settings: MachineTable) -> None:
 
 
 def _compile(network: nn.Module) -> None:
-    """For batches of any size, of which a run has many: else the second size compiles again."""
+    """Compile for batches of any size; otherwise a second size would compile again."""
     compiled = torch.compile(network.forward, backend=BACKEND)
 
     def forward(*given: Any, **named: Any) -> Any:
@@ -79,12 +79,12 @@ def _compile(network: nn.Module) -> None:
 
 
 def _shard(unet: Any, device: torch.device, processes: Processes) -> None:
-    """Divide the frozen weights of a UNet among the processes, by FSDP2, block by block.
+    """Shard the frozen weights of a UNet across the processes with FSDP2, block by block.
 
-    What is trained stays whole in each. From here on all processes pass in lockstep.
+    Each process keeps all trained weights. From here on all processes run the UNet in lockstep.
     """
     if processes.size == 1:
-        raise UserError("machine.shard divides the model among processes: give --num-processes.")
+        raise UserError("machine.shard divides the model among processes: set --num-processes.")
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -101,5 +101,5 @@ def _shard(unet: Any, device: torch.device, processes: Processes) -> None:
 def _call(policy: Policy, network: str, method: str, setting: str) -> None:
     found = getattr(policy.networks().get(network), method, None)
     if found is None:
-        raise UserError(f"this model has no network for machine.{setting}.")
+        raise UserError(f"this model does not support machine.{setting}.")
     found()

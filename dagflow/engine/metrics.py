@@ -1,4 +1,4 @@
-"""What a run logs: append-only JSON lines, cut back to a known length on resume, and durations."""
+"""What a run logs: append-only JSON lines, truncated to a known length on resume, and durations."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Record = Mapping[str, float | int | str]
 
 
 class JsonLines:
-    """One file of JSON objects, a line each; none in a process that does not write."""
+    """One file of JSON objects, one per line; no file in a process that does not write."""
 
     def __init__(
         self, path: Path | None, length: int = 0, tell: Callable[[Record], None] | None = None
     ) -> None:
-        """Open the file and forget what stands after `length` bytes; `tell` others each record."""
+        """Open the file and truncate it to `length` bytes; `tell` is called with each record."""
         self.path, self._tell = path, tell
         if path:
             with path.open("ab") as file:
                 file.truncate(min(length, file.tell()))
 
     def write(self, record: Record) -> None:
-        """Raises NotSaved if the disk is full or cannot be written."""
+        """Append a record. Raises NotSaved if the disk is full or not writable."""
         if not self.path:
             return
         try:

@@ -1,4 +1,4 @@
-"""Running standardisation of rewards, so that weights compare what is comparable."""
+"""Running standardisation of rewards, so that their weights are comparable."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from dagflow.engine.scoring import WeightedReward
 
-SMALLEST = 1e-6  # the deviation of a reward that does not vary
+SMALLEST = 1e-6  # the deviation used for a reward that does not vary
 
 
 class Statistics(NamedTuple):
-    """Of the scores seen so far."""
+    """Statistics of the scores seen so far."""
 
     seen: int = 0
     mean: float = 0.0
@@ -33,8 +33,8 @@ def learn(
 ) -> dict[str, Statistics]:
     """The statistics after an epoch (from 0) whose images scored `raw` (R, B), by label.
 
-    A reward's statistics are frozen after its `normalise_epochs`, because they move the target;
-    a reward that is never normalised has none.
+    A reward's statistics are frozen after its `normalise_epochs`, because they move the target.
+    A reward that is never normalised has none.
     """
     after = dict(before)
     for item, values in zip(rewards, raw, strict=True):
@@ -62,7 +62,7 @@ def normalised(
 
 
 def first_steady(rewards: Sequence[WeightedReward]) -> int:
-    """The first epoch, from 0, whose rewards are weighed as those of all later ones are."""
+    """The first epoch, from 0, whose rewards have the same weights as in all later ones."""
     return max([0, *(item.normalise_epochs - 1 for item in rewards)])
 
 
@@ -72,10 +72,11 @@ def _standardised(item: WeightedReward, statistics: Statistics) -> WeightedRewar
 
 
 def summary(rewards: Sequence[WeightedReward], raw: Tensor, beta: float) -> dict[str, float]:
-    """What an epoch's raw scores (R, B) say of each reward, and of each two.
+    """Metrics of an epoch's raw scores (R, B), for each reward and each pair of rewards.
 
-    `rewards.LABEL.share` is the covariance of the reward's part with the total over the total's
-    variance: shares add up to 1, and a reward that pulls against the others has a negative one.
+    `rewards.LABEL.share` is the covariance of the reward's part with the total, divided by the
+    total's variance: shares add up to 1, and a reward that pulls against the rest has a negative
+    share.
     """
     numbers: dict[str, float] = {}
     parts = torch.stack([item.weight * values for item, values in zip(rewards, raw, strict=True)])

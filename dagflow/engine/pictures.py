@@ -1,4 +1,4 @@
-"""Pictures of pictures: grids, and before beside after."""
+"""Pictures of pictures: grids, and before-and-after sheets."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from dagflow.files import whole
 
 GAP = 4
-LEAST_SIDE = 96  # smaller pictures are magnified, so that they can be looked at
+LEAST_SIDE = 96  # smaller pictures are magnified, so that people can see them
 CAPTION = 16
-LONGEST = 1000  # characters of a caption that are looked at; no picture is so wide
+LONGEST = 1000  # characters of a caption that are considered; no picture is that wide
 
 
 def to_pil(image: Tensor) -> Image.Image:
@@ -27,7 +27,7 @@ def to_pil(image: Tensor) -> Image.Image:
 def grid(images: Tensor, columns: int, captions: Sequence[str] = ()) -> Image.Image:
     """Images (B, 3, height, width) in rows of `columns`, small ones magnified by a whole factor.
 
-    A caption, where given, stands under its image.
+    Captions, if given, stand under the images.
     """
     tiles = [_magnified(to_pil(image)) for image in images]
     width, height = tiles[0].size
@@ -48,15 +48,15 @@ def grid(images: Tensor, columns: int, captions: Sequence[str] = ()) -> Image.Im
 
 
 def tiles(sheet: Image.Image, count: int, columns: int) -> list[Image.Image]:
-    """The `count` pictures of a captioned `grid`, as large as they stand there.
+    """The `count` pictures of a captioned `grid`, at their size there.
 
-    Raises ValueError if the sheet is no grid of so many.
+    Raises ValueError if the sheet is not a grid of that many.
     """
     rows = -(-count // columns)
     wide, high = sheet.width - GAP, sheet.height - GAP
     width, height = wide // columns - GAP, high // rows - CAPTION - GAP if rows else 0
     if min(width, height) < 1 or wide % columns or high % rows:
-        raise ValueError(f"{sheet.width} x {sheet.height} pixels are no grid of {count} pictures")
+        raise ValueError(f"{sheet.width} x {sheet.height} pixels: not a grid of {count} pictures")
     corners = [
         (GAP + (k % columns) * (width + GAP), GAP + k // columns * (height + CAPTION + GAP))
         for k in range(count)
@@ -65,7 +65,7 @@ def tiles(sheet: Image.Image, count: int, columns: int) -> list[Image.Image]:
 
 
 def before_after(before: Tensor, after: Tensor, captions: Sequence[str]) -> Image.Image:
-    """Columns of pairs: the base model's image above the trained one's, from the same noise."""
+    """Columns of pairs: the base model's image above the trained model's, from the same noise."""
     blanks = [""] * len(before)
     both = torch.cat([before, after])
     return grid(both, columns=len(before), captions=[*blanks, *captions])
@@ -78,8 +78,8 @@ def save(picture: Image.Image, path: Path) -> None:
 
 
 def upright(picture: Image.Image) -> Image.Image:
-    """In RGB, and turned as its EXIF data say, if they can be read."""
-    with suppress(Exception):  # whatever Pillow stumbles over
+    """The picture in RGB, rotated according to its EXIF data if they can be read."""
+    with suppress(Exception):  # whatever Pillow raises for bad EXIF data
         picture = ImageOps.exif_transpose(picture)
     return picture.convert("RGB")
 

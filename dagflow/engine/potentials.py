@@ -1,4 +1,4 @@
-"""Rewards of intermediate states under the network as it is now (`potential = "current"`)."""
+"""Rewards of intermediate states under the current network (`potential = "current"`)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from dagflow.profiling import span
 class CurrentPotentials:
     """The rewards of a window's states, each asked once, when the network first passes there.
 
-    They are those of the decoded x0hat of the text branch. A chunk's pass gives those of the states
-    that it begins from; the state that ends its last transition began the chunk that went before,
-    for chunks go backward in time.
+    They score the decoded x0hat of the text branch. The pass of a micro-batch gives those of the
+    states where its transitions begin. The state that ends its last transition began the
+    micro-batch processed before it, because micro-batches go backward in time.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class CurrentPotentials:
         rewards: Sequence[WeightedReward],
         states: Iterable[int],
     ) -> None:
-        """`states`: those of each trajectory that have a potential; others have zero."""
+        """`states`: those of each trajectory that have a potential; it is zero at others."""
         self._learner, self._rewards = learner, rewards
         self.window = window.with_potentials(window.potentials.clone())
         self._missing = torch.zeros(window.potentials.shape, dtype=torch.bool)
@@ -38,7 +38,7 @@ class CurrentPotentials:
 
     @torch.no_grad()
     def see(self, part: Window, text: Tensor) -> None:
-        """Ask about the states that some rows begin from; text: their output (M, C, H, W)."""
+        """Ask about the states where some rows begin; text: the network's output (M, C, H, W)."""
         new = self._missing[part.rows.unbind(1)].nonzero().flatten()
         if not len(new):
             return
@@ -54,14 +54,14 @@ class CurrentPotentials:
         self._missing[rows.unbind(1)] = False
 
     def settle(self) -> None:
-        """Wait for all scores that were asked."""
+        """Wait for all pending scores."""
         for b, i, scores in self._asked:
             self.window.potentials[b, i] = total(self._rewards, scores())
         self._asked.clear()
 
     @torch.no_grad()
     def complete(self, part: Window) -> None:
-        """Pass the states at either end of these rows that nothing has passed yet, and settle."""
+        """Pass the states at either end of these rows that have not been passed yet, and settle."""
         rows = torch.cat([part.rows, part.rows + torch.tensor([0, 1])]).unique(dim=0)
         rows = rows[self._missing[rows.unbind(1)]]
         policy, trajectories = self._learner.policy, self.window.trajectories

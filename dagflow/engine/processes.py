@@ -1,8 +1,8 @@
 """The processes of a run: which one this is, and where they meet.
 
-Between two meetings each works by itself on its own share; at a meeting all learn what the others
-found, or that one of them failed. So no process waits for one that has given up, and all agree on
-what happened. Gradients meet once in an optimizer step.
+Between two meetings each process works alone on its own share. At a meeting all learn what the
+others found, or that one of them failed. So no process waits for one that has given up, and all
+agree on what happened. Gradients are summed once in an optimizer step.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from dagflow.errors import (
 )
 
 T = TypeVar("T")
-KNOWN = "_dagflow_known"  # set on an exception of this process that all others were told of
+KNOWN = "_dagflow_known"  # set on an exception of this process that all others know about
 
-# The gravest first: all processes raise what the gravest failure of a meeting is.
+# The gravest first: all processes raise the gravest failure of a meeting.
 KINDS: tuple[type[BaseException], ...] = (
     NotSaved,
     PluginError,
@@ -42,18 +42,18 @@ KINDS: tuple[type[BaseException], ...] = (
 
 
 class Failure(NamedTuple):
-    """What a process tells the others of an exception."""
+    """What a process tells the others about an exception."""
 
     kind: int  # its place in KINDS
     message: str
 
 
 class Processes:
-    """One alone: it meets nobody."""
+    """A single process: it has no meetings."""
 
     rank = 0
     size = 1
-    lockstep = False  # whether a pass of the policy in one needs all others to pass as well
+    lockstep = False  # whether a pass of the policy in one process needs a pass in all others
 
     @property
     def is_main(self) -> bool:
@@ -61,45 +61,45 @@ class Processes:
         return self.rank == 0
 
     def wait_at_most(self, seconds: float) -> None:
-        """Give up a process that is not at a meeting so long after this one."""
+        """Give up on a process that is later for a meeting than this one by more than that."""
 
     def share(self, work: Callable[[], T]) -> list[T]:
         """What `work` returned in each process, in the order of ranks.
 
-        If it raised in any, it raises in all: there its own exception, elsewhere one of the same
-        kind that names the process.
+        If it raised in any process, this raises in all: there the original exception, elsewhere
+        one of the same kind that names the process.
         """
         return [work()]
 
     def together(self, work: Callable[[], T]) -> T:
-        """What `work` returned here, once it is done in all; raises as `share` does."""
+        """What `work` returned here, once all have done it; raises as `share` does."""
         return work()
 
     def from_main(self, work: Callable[[], T]) -> T:
-        """What `work` returned in the main process, which alone does it."""
+        """What `work` returned in the main process; only that one does it."""
         return work()
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Put the sum over all processes in place of each gradient; one that is missing is zero."""
+        """Replace each gradient by its sum over all processes; a missing one counts as zero."""
 
     def passes(self, count: int) -> int:
-        """How many passes of the policy a process must make that has `count` batches to pass.
+        """How many passes of the policy a process with `count` batches must make.
 
-        In lockstep as many as the process with most, which all are told; else no more than its own.
+        In lockstep it is the largest count of any process; otherwise the process's own.
         """
         return max(self.share(lambda: count)) if self.lockstep else count
 
     def own(self, count: int) -> range:
-        """The consecutive places out of `count` that are this process's; as many as others', +- 1.
+        """This process's consecutive places out of `count`; as many as others have, +- 1.
 
-        Those of all ranks in order are all places.
+        Those of all ranks, in order, are all places.
         """
         return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def gathered(self, values: Tensor, places: Sequence[int] | None = None) -> Tensor:
-        """Rows of all processes, on the device of this one's, in the order of their `places`.
+        """Rows of all processes, on the device of `values`, in the order of their `places`.
 
-        By default in the order of ranks.
+        The default is the order of ranks.
         """
         parts = self.share(lambda: (values.detach().cpu(), places))
         rows = torch.cat([part for part, _ in parts])
@@ -113,10 +113,10 @@ ALONE = Processes()
 
 
 class Several(Processes):
-    """One of several, which torch.distributed connects."""
+    """One of several processes, connected by torch.distributed."""
 
     def __init__(self) -> None:
-        """Of the group that is set up; meetings go over gloo, gradients over its own backend."""
+        """Join the default group; meetings use gloo, gradients the group's own backend."""
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
         self._meeting = _group("gloo")
         self._gradients = _group(distributed.get_backend())
@@ -168,7 +168,7 @@ class Several(Processes):
             parameter.grad = part.view_as(parameter).to(parameter.dtype)
 
     def _gather(self, value: Any) -> list[Any]:
-        """Over the network in two steps, sizes and contents, as torch does it."""
+        """Gather over the network, in torch's two steps: sizes, then contents."""
         everything: list[Any] = [None] * self.size
         with _lost():
             distributed.all_gather_object(everything, value, group=self._meeting)
@@ -176,19 +176,19 @@ class Several(Processes):
 
 
 def _group(backend: str, seconds: float | None = None) -> distributed.ProcessGroup:
-    """All processes, once more; by default with torch's own patience."""
+    """Another group of all processes; by default with torch's own timeout."""
     timeout = None if seconds is None else timedelta(seconds=seconds)
     group = distributed.new_group(backend=backend, timeout=timeout)
-    assert not isinstance(group, int)  # as it would be for those who are not in it
+    assert not isinstance(group, int)  # which it is only for processes outside the group
     return group
 
 
 class _Elsewhere(Exception):
-    """Marks an exception that another process raised first; mixed into its kind."""
+    """Marks an exception that another process raised first; a mixin to its kind."""
 
 
 def is_known(error: BaseException | None) -> bool:
-    """Whether all processes know of it, from a meeting inside of the present one."""
+    """Whether all processes already know about it, from a meeting inside the current one."""
     while error is not None:
         if isinstance(error, _Elsewhere | ProcessLost) or hasattr(error, KNOWN):
             return True
@@ -197,7 +197,7 @@ def is_known(error: BaseException | None) -> bool:
 
 
 def failure(error: BaseException) -> Failure:
-    """What the others are told."""
+    """What the other processes are told about an exception."""
     for kind, known in enumerate(KINDS):
         if isinstance(error, known):
             return Failure(kind, str(error))
@@ -214,18 +214,18 @@ def elsewhere(rank: int, kind: int, message: str) -> BaseException:
 
 @contextmanager
 def _lost() -> Iterator[None]:
-    """Raise ProcessLost where torch.distributed says that a connection broke."""
+    """Raise ProcessLost if torch.distributed reports a broken connection."""
     try:
         yield
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ProcessLost("another process of the run has gone, or does not answer") from error
+        raise ProcessLost("another process of the run has died or does not answer") from error
 
 
 @contextmanager
 def processes() -> Iterator[Processes]:
-    """Those that a launcher (torchrun, accelerate, `--num-processes`) has started, connected.
+    """The processes that a launcher (torchrun, accelerate, `--num-processes`) started, connected.
 
-    One alone where none has. On GPUs gradients travel by nccl, elsewhere by gloo.
+    Without a launcher, a single one. Gradients use nccl on GPUs, gloo elsewhere.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
@@ -234,7 +234,7 @@ def processes() -> Iterator[Processes]:
         rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if rank >= count:
             raise UserError(
-                f"there is no GPU for process {rank} of this machine, which has {count}."
+                f"there is no GPU for process {rank} on this machine, which has {count}."
             )
         torch.cuda.set_device(rank)
     try:

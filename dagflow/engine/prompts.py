@@ -15,9 +15,9 @@ from dagflow.types import Prompt, PromptSource
 
 
 def as_prompts(name: str, source: Iterable[Prompt | str]) -> tuple[Prompt, ...]:
-    """What a prompt source holds, as prompts.
+    """The items of a prompt source, as prompts.
 
-    Raises UserError if it is empty or holds what is no text in UTF-8, PluginError if an item is
+    Raises UserError if it is empty or a text cannot be encoded in UTF-8, PluginError if an item is
     neither a text nor a `Prompt`.
     """
     items = []
@@ -29,10 +29,10 @@ def as_prompts(name: str, source: Iterable[Prompt | str]) -> tuple[Prompt, ...]:
         prompt = Prompt(item) if isinstance(item, str) else item
         if not isinstance(prompt.text, str):
             raise PluginError(
-                f"prompts '{name}': item {position} is Prompt({prompt.text!r}), not of a text"
+                f"prompts '{name}': item {position} is Prompt({prompt.text!r}), which has no text"
             )
         if not is_text(prompt.text):
-            raise UserError(f"prompts '{name}': item {position} is no text: {prompt.text[:80]!r}.")
+            raise UserError(f"prompts '{name}': item {position} is not text: {prompt.text[:80]!r}.")
         items.append(prompt)
     if not items:
         raise UserError(f"prompts '{name}' is empty.")
@@ -45,7 +45,7 @@ def _items(name: str, source: Iterable[Prompt | str]) -> list[Prompt | str]:
 
 
 def digest(prompts: Sequence[Prompt]) -> str:
-    """By which the same texts in the same order are known again."""
+    """A hash that identifies these texts in this order."""
     texts = "\0".join(prompt.text for prompt in prompts)
     return sha256(texts.encode()).hexdigest()[:16]
 
@@ -53,7 +53,7 @@ def digest(prompts: Sequence[Prompt]) -> str:
 def heldout_prompts(
     name: str, source: PromptSource, prompts: tuple[Prompt, ...]
 ) -> tuple[Prompt, ...]:
-    """The source's `heldout` prompts, or the training prompts where it has none."""
+    """The source's `heldout` prompts, or the training prompts if it has none."""
     with blaming(f"prompts '{name}'", UserError):
         heldout: Sequence[Prompt | str] | None = getattr(source, "heldout", None)
     found = [] if heldout is None else _items(f"{name}.heldout", heldout)
@@ -63,9 +63,9 @@ def heldout_prompts(
 def draw_prompts(
     prompts: Sequence[Prompt], seed: int, before: int, count: int, images_per_prompt: int
 ) -> tuple[Prompt, ...]:
-    """The prompts of `count` trajectories after `before`, `images_per_prompt` in a row alike.
+    """The prompts of `count` trajectories after `before`; `images_per_prompt` in a row are equal.
 
-    Passes over the source in a new order each time, each prompt once in a pass.
+    Each pass over the source has a new order, and each prompt once.
     """
     begin, end = before // images_per_prompt, (before + count) // images_per_prompt
     chosen = []

@@ -1,4 +1,4 @@
-"""A buffer of good trajectories, for objectives that learn from any (off-policy)."""
+"""A buffer of good trajectories, for objectives that can learn off-policy."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from dagflow.types import Prompt, Trajectories
 
 
 def off_policy(config: Config, kept: bool, given: bool, groups: bool) -> tuple[int, int]:
-    """How many of an epoch's trajectories come from the buffer, and by noising images.
+    """How many of an epoch's trajectories come from the buffer, and from noising images.
 
-    `kept`: whether there is anything in the buffer; `given`: whether there are pictures from
-    elsewhere; `groups`: whether those of a prompt stay together. What the policy samples is a whole
-    number of groups; the others share what is left.
+    `kept`: whether the buffer holds anything; `given`: whether there are pictures from elsewhere;
+    `groups`: whether trajectories of one prompt stay together. The policy samples a whole number
+    of groups; the others share the rest.
     """
     settings, replay = config.rollout, config.replay
     every, together = settings.samples_per_epoch, settings.images_per_prompt
@@ -51,7 +51,7 @@ class Kept(NamedTuple):
     """One trajectory of the buffer."""
 
     prompt: Prompt
-    latents: Tensor  # (T+1, C, H, W) on the CPU; of a given picture the last state alone
+    latents: Tensor  # (T+1, C, H, W) on the CPU; for a given picture only the last state
     reward: float
 
     @property
@@ -62,7 +62,7 @@ class Kept(NamedTuple):
 
 @dataclass(frozen=True)
 class Buffer:
-    """The best trajectories so far, at most `per_prompt` of one text and `capacity` in all."""
+    """The best trajectories so far: at most `per_prompt` of one text and `capacity` in total."""
 
     capacity: int
     per_prompt: int
@@ -75,9 +75,9 @@ class Buffer:
         here: Trajectories,
         processes: Processes = ALONE,
     ) -> Buffer:
-        """The buffer after N more trajectories with these prompts that earned `rewards` (N,).
+        """The buffer after N more trajectories with these prompts and `rewards` (N,).
 
-        Each process has some of them `here`, and all get those that are to be kept.
+        Each process has some of them `here`; all processes get those that are kept.
         """
         nothing = torch.empty(0)
         new = [
@@ -104,7 +104,7 @@ class Buffer:
         return Buffer(self.capacity, self.per_prompt, tuple(whole))
 
     def tensors(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """What a checkpoint keeps; prompts are numbers in the source's order."""
+        """What a checkpoint saves; prompts are indices into the source."""
         places = {id(prompt): k for k, prompt in enumerate(prompts)}
         if not self.kept:
             return {}
@@ -115,7 +115,7 @@ class Buffer:
         }
 
     def restored(self, tensors: Mapping[str, Tensor], prompts: Sequence[Prompt]) -> Buffer:
-        """A buffer like this with what `tensors` returned."""
+        """A buffer like this one, with the contents that `tensors` returned."""
         if not tensors:
             return self
         rows = zip(
@@ -129,7 +129,7 @@ class Buffer:
 
 
 def _latents(here: Trajectories, wanted: set[int], processes: Processes) -> dict[int, Tensor]:
-    """Of the trajectories with these numbers, wherever they are."""
+    """Latents of the trajectories with these numbers, whichever process has them."""
 
     def own() -> dict[int, Tensor]:
         numbers = here.index.tolist()
@@ -143,9 +143,9 @@ def _latents(here: Trajectories, wanted: set[int], processes: Processes) -> dict
 
 
 def draw(kept: Sequence[Kept], count: int, source: torch.Generator, alike: int = 1) -> list[Kept]:
-    """`count` of them, each equally likely, with replacement; `alike` in a row have one text.
+    """`count` of them, each equally likely, with replacement; `alike` in a row share a text.
 
-    They differ as far as there are others of that text.
+    Those of one text are different as long as there are others of that text.
     """
     drawn: list[Kept] = []
     while len(drawn) < count:
@@ -160,10 +160,10 @@ def draw(kept: Sequence[Kept], count: int, source: torch.Generator, alike: int =
 
 
 def renoised(path: GaussianPath, kept: list[Kept], source: torch.Generator) -> Tensor:
-    """Other trajectories (B, T+1, C, H, W) to the same terminal states, drawn backward from q.
+    """New trajectories (B, T+1, C, H, W) to the same terminal states, drawn backward from q.
 
-    Of a given picture, which has no noise, the terminal state has that of the path's end, where
-    that end is not the image itself.
+    A given picture has no noise. If the path ends before the image itself, its terminal state gets
+    the noise of the path's end.
     """
     terminal = torch.stack([_terminal(path, item, source) for item in kept])
     noise = torch.randn(len(kept), path.steps, *terminal.shape[1:], generator=source)
@@ -182,7 +182,7 @@ def given_images(folder: Path, policy: Policy) -> tuple[Kept, ...]:
     """The pictures of a folder as terminal states, with the texts in its metadata.jsonl.
 
     A line is {"file_name": ..., "text": ...}, as in Hugging Face's image folders. Pictures are
-    scaled and cropped to the model's size. Raises UserError if there is none or one is not read.
+    scaled and cropped to the model's size. Raises UserError if there are none or one is unreadable.
     """
     index = folder / "metadata.jsonl"
     try:
@@ -211,10 +211,10 @@ def _given(folder: Path, place: str, line: str, policy: Policy, size: tuple[int,
             fitted = ImageOps.fit(upright(picture), size, Image.Resampling.BICUBIC)
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise UserError(
-            f'{place}: {error}. A line {{"file_name": ..., "text": ...}} is due, with a picture.'
+            f'{place}: {error}. Expected a line {{"file_name": ..., "text": ...}} and its picture.'
         ) from None
     if not is_text(str(text)):
-        raise UserError(f"{place}: {text!r} is no plain text in UTF-8.")
+        raise UserError(f"{place}: {text!r} is not plain text in UTF-8.")
     pixels = torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 255
     latents = policy.encode_images(pixels[None].to(policy.device))
     return Kept(Prompt(str(text)), latents.cpu(), float("nan"))

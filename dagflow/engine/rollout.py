@@ -16,7 +16,7 @@ from dagflow.types import LogDensity, Prompt, Trajectories
 
 
 def ignore(_: int) -> None:
-    """A progress callback for those who do not watch."""
+    """A progress callback that does nothing."""
 
 
 @torch.no_grad()
@@ -34,11 +34,10 @@ def rollout(
 ) -> Trajectories:
     """One trajectory for each of B prompts, from noise (B, T+1, C, H, W) or along `given` states.
 
-    `progress` is called after each step with the number of trajectories that took it, and
-    `on_preview` with the state that the step began from, 0 to T-1, and x0hat (B, C, H, W) of its
-    text branch.
-    With `log_p_base` the densities under the frozen base model are computed too. `index`: their
-    numbers in an epoch, by default from 0.
+    After each step `on_preview` is called with the state that the step began from, 0 to T-1, and
+    x0hat (B, C, H, W) of its text branch, and then `progress` with the number of trajectories.
+    With `log_p_base` the densities under the frozen base model are computed too. `index`: the
+    trajectories' numbers in an epoch, by default from 0.
     """
     states = noise if given is None else given
     assert states is not None
@@ -84,9 +83,9 @@ def rollout(
 
 
 def noised(path: GaussianPath, terminal: Tensor, noise: Tensor) -> Tensor:
-    """States (B, T+1, C, H, W) that lead by q from terminal states (B, C, H, W) back to noise.
+    """States (B, T+1, C, H, W) that q draws from terminal states (B, C, H, W) back to noise.
 
-    noise: (B, T, C, H, W), standard normal. x_t = a x_s + sqrt(v) noise, from the last step on.
+    noise: (B, T, C, H, W), standard normal. x_t = a x_s + sqrt(v) noise, from the last step back.
     """
     states = [terminal]
     for i in reversed(range(path.steps)):
@@ -113,7 +112,7 @@ def concatenate(parts: Sequence[Trajectories]) -> Trajectories:
 
 
 def select(trajectories: Trajectories, rows: Sequence[int], device: torch.device) -> Trajectories:
-    """Those with these numbers, on a device but for their images, which nobody passes again."""
+    """The trajectories at `rows`, on a device except their images, which are not needed there."""
     chosen = {name: getattr(trajectories, name)[list(rows)] for name in _tensors(trajectories)}
     chosen = {k: values if k == "images" else values.to(device) for k, values in chosen.items()}
     return Trajectories(prompts=tuple(trajectories.prompts[k] for k in rows), **chosen)

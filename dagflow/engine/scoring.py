@@ -1,4 +1,4 @@
-"""Ask rewards about images."""
+"""Have rewards score images."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from dagflow.profiling import span
 from dagflow.types import Prompt, Reward
 
 DIVERGED = (
-    "the model draws pictures that are not finite: it has diverged. Go back to an epoch before "
-    "that with --resume RUN@EPOCH, or begin anew with a lower update.learning_rate"
+    "the model draws pictures that are not finite: it has diverged. Resume from an epoch before "
+    "that with --resume RUN@EPOCH, or start again with a lower update.learning_rate"
 )
-Scores = Callable[[], Tensor]  # waits for what was asked: float32 (R, B)
+Scores = Callable[[], Tensor]  # waits for the scores: float32 (R, B)
 
 
 class Background:
-    """Calls in `concurrency` threads; as many more wait, and with them their images.
+    """Calls in `concurrency` threads; as many more wait in a queue, with their images.
 
-    After a failure nothing more is called: all calls that wait, and those to come, fail likewise.
+    After a failure nothing more is called: all waiting and future calls fail with the same error.
     The threads are daemons, unlike an executor's, so that a call that hangs does not keep a run
     from ending.
     """
@@ -40,7 +40,7 @@ class Background:
             threading.Thread(target=self._work, name="reward", daemon=True).start()
 
     def submit(self, call: Callable[[], Tensor], timeout: float | None = None) -> Future[Tensor]:
-        """The result to come. Returns at once, or as soon as there is room.
+        """The pending result. Returns at once, or as soon as there is room.
 
         Raises what an earlier call raised, and queue.Full if there is no room in `timeout` seconds.
         """
@@ -51,23 +51,23 @@ class Background:
         return future
 
     def close(self) -> None:
-        """Call nothing more."""
+        """Make no more calls."""
         self._failure = self._failure or RuntimeError("the rewards are closed")
 
     def _work(self) -> None:
         if self._device is not None:
-            torch.cuda.set_device(self._device)  # each thread has its own
+            torch.cuda.set_device(self._device)  # each thread has its own current device
         while True:
             self._call(*self._jobs.get())
 
     def _call(self, future: Future[Tensor], call: Callable[[], Tensor]) -> None:
-        """In a function of its own, so that no local name keeps the images until the next call."""
+        """A separate function, so that no local name keeps the images until the next call."""
         try:
             if self._failure:
                 raise self._failure
             future.set_result(call())
         except BaseException as error:
-            if not isinstance(error, torch.OutOfMemoryError):  # which is tried again, with less
+            if not isinstance(error, torch.OutOfMemoryError):  # retried with smaller batches
                 self._failure = self._failure or error
             future.set_exception(error)
 
@@ -80,10 +80,10 @@ class WeightedReward:
     reward: Reward
     weight: float
     offset: float = 0.0
-    normalise_epochs: int = 0  # standardised by the statistics of so many first epochs; 0: never
-    background: Background | None = None  # the threads that ask it; None: the caller's
+    normalise_epochs: int = 0  # standardised by statistics of that many first epochs; 0: never
+    background: Background | None = None  # the threads that call it; None: the caller's
     overlaps: bool = True  # with other work; else the caller waits for those threads
-    timeout: float | None = None  # seconds to wait for an answer of those threads
+    timeout: float | None = None  # seconds to wait for an answer from those threads
 
 
 def place(reward: Reward, device: torch.device) -> Reward:
@@ -95,16 +95,16 @@ def place(reward: Reward, device: torch.device) -> Reward:
 
 
 def ask(rewards: Sequence[WeightedReward], images: Tensor, prompts: Sequence[Prompt]) -> Scores:
-    """Have R rewards score the images; those that overlap do so while the caller goes on.
+    """Have R rewards score the images; those that overlap do so while the caller continues.
 
-    So does a GPU with what others asked of it: their scores are read only when waited for.
+    The GPU work of the other rewards overlaps too: their scores are read only when waited for.
 
     images: float32 (B, 3, height, width) in [0, 1]. Returns a function that waits for the scores,
-    without weights. This or that raises PluginError if a reward raises, does not answer in time, or
-    returns a wrong shape or a value that is not finite, naming the reward and the prompt; and
-    RunError where that is because the images are not finite.
+    unweighted. Either function raises PluginError, naming the reward, if it raises, does not answer
+    in time, or returns a wrong shape or (naming the prompt too) a value that is not finite; and
+    RunError if the cause is that the images are not finite.
     """
-    are_finite = images.isfinite().all()  # on its device, where nobody waits for it
+    are_finite = images.isfinite().all()  # stays on its device, where nothing waits for it
     later = {
         item.label: _submitted(item, images, prompts)
         for item in rewards
@@ -132,7 +132,7 @@ def ask(rewards: Sequence[WeightedReward], images: Tensor, prompts: Sequence[Pro
 
 @contextmanager
 def _unless_diverged(are_finite: Tensor) -> Iterator[None]:
-    """No reward is to blame for pictures that are none."""
+    """Raise RunError instead of PluginError if the pictures are not finite."""
     try:
         yield
     except PluginError as error:
@@ -142,7 +142,7 @@ def _unless_diverged(are_finite: Tensor) -> Iterator[None]:
 
 
 def _submitted(item: WeightedReward, images: Tensor, prompts: Sequence[Prompt]) -> Scores:
-    """The answer (B,) of a reward with threads, to be waited for."""
+    """The pending answer (B,) of a reward with threads."""
     assert item.background
     try:
         future = item.background.submit(partial(_ask, item, images, prompts), item.timeout)
@@ -175,20 +175,20 @@ def total(rewards: Sequence[WeightedReward], raw: Tensor) -> Tensor:
 
 @torch.no_grad()  # here, because other threads do not inherit it
 def _ask(item: WeightedReward, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-    given = images.data  # another name for the same, which counts its own changes
+    given = images.data  # the same memory, with a version counter of its own
     with blaming(f"reward '{item.label}'", torch.OutOfMemoryError):
         values = item.reward(given, prompts)
     if given._version:
         raise PluginError(
-            f"reward '{item.label}' changed the images in place, which others are to see too"
+            f"reward '{item.label}' changed the images in place, but other rewards see them too"
         )
     shaped = isinstance(values, Tensor) and values.shape == (len(images),)
     if not shaped or values.is_sparse or values.is_complex():
         got = _form(values)
         raise PluginError(
-            f"reward '{item.label}' returned {got}; a tensor of shape ({len(images)},) is due"
+            f"reward '{item.label}' returned {got}; expected a tensor of shape ({len(images)},)"
         )
-    if values.device.type == "cpu":  # else that is seen when they are read
+    if values.device.type == "cpu":  # else they are checked when they are read
         _finite(item.label, values, prompts)
     return values.detach().to(images.device, torch.float32, copy=True)
 
@@ -202,13 +202,13 @@ def _form(values: object) -> str:
 
 
 def require_finite(images: Tensor) -> None:
-    """Raise RunError for pictures (B, 3, height, width) that no reward can be blamed for."""
+    """Raise RunError if the pictures (B, 3, height, width) are not finite."""
     if not images.isfinite().all():
         raise RunError(DIVERGED)
 
 
 def _finite(label: str, values: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-    """Those values (B,) of a reward. Raises PluginError if one is not finite."""
+    """The values (B,) of a reward. Raises PluginError if one is not finite."""
     if not values.isfinite().all():
         bad = int((~values.isfinite()).nonzero()[0])
         raise PluginError(

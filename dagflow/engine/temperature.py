@@ -1,4 +1,4 @@
-"""Whether samples come in proportion to exp(beta * reward), measured.
+"""Measure whether samples come in proportion to exp(beta * reward).
 
 For a trajectory that the policy sampled, w = log p_0 + sum of (log p - log q) is an estimate of the
 log-density of its terminal state (by importance, with q as the proposal), here in nats and summed
@@ -37,7 +37,7 @@ def log_weights(trajectories: Trajectories, path: GaussianPath, density: LogDens
 
 
 def base_log_weights(trajectories: Trajectories, density: LogDensity) -> Tensor:
-    """sum of (log p - log p_base), (B,), in nats: the same against the base model."""
+    """The same relative to the base model: sum of (log p - log p_base), (B,), in nats."""
     assert trajectories.log_p_base is not None
     scale = prod(trajectories.latents.shape[2:]) if density == "mean" else 1
     return scale * (trajectories.log_pf - trajectories.log_p_base).sum(1)
@@ -49,10 +49,10 @@ def temperature(
     """Slope of w against reward within prompts, mean log Z, and effective sample size.
 
     weights, rewards: (B,); beta on the scale of summed log-densities. `slope` approaches beta as
-    training succeeds, `log_z` is the mean over images of their prompt's log mean
-    exp(beta * reward - w), and `ess` of the same importance weights is a share, averaged likewise:
-    1 at best, and one over a prompt's images at worst. Prompts with one image say nothing; where
-    there are no others the result is empty, and the slope is absent where rewards do not vary.
+    training succeeds. `log_z` is the mean over images of their prompt's log mean
+    exp(beta * reward - w). `ess` of the same importance weights is a share, averaged likewise:
+    1 at best, and one over the number of a prompt's images at worst. Prompts with one image do not
+    count; the result is empty if there are no others, and has no slope if rewards do not vary.
     """
     groups = [rows for rows in _by_prompt(prompts) if len(rows) > 1]
     products = squares = log_z = ess = 0.0
@@ -83,8 +83,8 @@ def beta_for_divergence(rewards: Tensor, prompts: Sequence[Prompt], divergence: 
 
     rewards: (N,) of images of the base model. KL is beta E_target[r] - log E_base[exp(beta r)] for
     each prompt, here the mean over prompts, and grows with beta. Raises UserError if these images
-    cannot show so large a divergence: n of a prompt show log n at most, and less where several are
-    as good as the best.
+    cannot show so large a divergence: n images of a prompt show log n at most, and less if several
+    tie for the best.
     """
     groups = [rewards[rows].double().cpu() for rows in _by_prompt(prompts)]
 
@@ -98,12 +98,12 @@ def beta_for_divergence(rewards: Tensor, prompts: Sequence[Prompt], divergence: 
 
     tops = [values.unique()[-2:] for values in groups]
     gaps = [float(pair[1] - pair[0]) for pair in tops if len(pair) > 1]
-    highest = 50 / min(gaps) if gaps else 0.0  # there every prompt's best image stands alone
+    highest = 50 / min(gaps) if gaps else 0.0  # there only the best images have weight
     if not kl(highest) > divergence:
         raise UserError(
             f"beta = 'auto:KL={divergence:g}': the rewards of the first epoch's {len(rewards)} "
-            f"images show a divergence of {kl(highest):.2f} at most. Begin a new run that asks for "
-            f"less, or with more images of a prompt."
+            f"images show a divergence of {kl(highest):.2f} at most. Begin a new run with a "
+            f"smaller one, or with more images per prompt."
         )
     low = 0.0
     for _ in range(STEPS):

@@ -1,4 +1,4 @@
-"""Cut an epoch's trajectories into the batches of its optimizer steps."""
+"""Cut an epoch's trajectories into the windows of its optimizer steps."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from dagflow.types import Needs
 
 
 def shares(windows: list[Tensor], size: int, sampled: int | None = None) -> list[list[int]]:
-    """Which trajectories each of `size` processes has, in order of their numbers.
+    """Which trajectories each of `size` processes has, in the order of their numbers.
 
-    They are dealt out in the order in which windows meet them, so that in each window all have as
-    many of them, +- 1; but those below `sampled` before others, so that all have some to sample.
+    They are dealt out in the order in which windows use them, so that all processes have equally
+    many in each window, +- 1, unless transitions are shuffled. Those below `sampled` come first, so
+    that all have some to sample.
     """
     met = list(dict.fromkeys(torch.cat(windows)[:, 0].tolist()))
     if sampled is not None:
@@ -26,14 +27,14 @@ def cut(config: Config, epoch: int, steps: int, needs: Needs) -> list[Tensor]:
     """One window of transitions for each optimizer step, (M, 2) int64: trajectory, step.
 
     Trajectories are shuffled, and those drawn together for one prompt stay together. Each gives a
-    stretch of timestep_fraction of its T = `steps` steps; the stretch begins anywhere and goes on
-    from the first step after the last, so that every step counts alike. Most states of a window
-    then end one of its transitions and begin the next. Where states are not evaluated by themselves
-    (no log F) transitions are shuffled instead, and every window sees most trajectories. Windows
-    are even, and no smaller than `update.batch_size` unless the epoch is.
+    stretch of timestep_fraction of its T = `steps` steps. The stretch begins anywhere and wraps
+    around from the last step to the first, so that every step counts equally. Most states of a
+    window then end one of its transitions and begin the next. If states are not evaluated by
+    themselves (no log F), the transitions are shuffled, and every window has most trajectories.
+    Windows have equal sizes, +- 1, no smaller than `update.batch_size` unless the epoch is.
 
-    With `needs.trajectories` all steps count, and no window divides a trajectory or a group: there
-    are as many as batches in all transitions, or as groups if those are fewer.
+    With `needs.trajectories` all steps count, and no window splits a trajectory or a group. There
+    are as many windows as batches fit into all transitions, or as groups if those are fewer.
     """
     source = generator(Stream.TRANSITIONS, config.seed, epoch)
     together = config.rollout.images_per_prompt

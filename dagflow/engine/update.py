@@ -2,16 +2,15 @@
 
 log_pf reaches the objective as a leaf. Its gradient is then propagated through the network, one
 micro-batch at a time. An objective on whole trajectories couples all their transitions, so its
-window passes twice: without gradient first, for the numbers; then each micro-batch again, with the
+window passes twice: first without gradient, for the numbers; then each micro-batch again, with the
 loss's gradient at those numbers. Memory depends on neither T nor the size of the window. A window
 that is a single micro-batch passes once.
 
-Each process passes its own transitions. Numbers that depend on those of others are shared, as few
-per transition as an objective is told, and gradients are added up once, before the step.
+Each process passes its own transitions. Processes share only the few numbers per transition that
+an objective gets, and only if it needs those of others. They sum gradients once, before the step.
 
-Each state is passed and evaluated once in a pass. Potentials of the current network rest on the
-same pass; where an objective wants those of all the window first, the text branch alone passes
-before.
+Each state is passed and evaluated once in a pass. Potentials of the current network use the same
+pass; if an objective needs those of the whole window first, the text branch alone passes before.
 """
 
 from __future__ import annotations
@@ -43,11 +42,11 @@ from dagflow.profiling import span, traced
 from dagflow.types import Transitions
 
 FLOWS = ("log_flow", "log_flow_next")
-Sums = dict[str, tuple[float, int]]  # of some items, and their number, by name
+Sums = dict[str, tuple[float, int]]  # the sum over some items and their number, by name
 
 
 class Passed(NamedTuple):
-    """What a pass of the network as it is now says of M transitions."""
+    """The results of a pass of the current network for M transitions."""
 
     log_pf: Tensor  # (M,)
     guided: Tensor  # (M, C, H, W)
@@ -56,8 +55,8 @@ class Passed(NamedTuple):
 def update(learner: Learner, given: Window | CurrentPotentials) -> dict[str, float]:
     """One step of policy and objective on all transitions of a window; returns its metrics.
 
-    Of a window whose potentials are the current network's, those are filled in. Raises NotFinite,
-    before the step, if a loss or gradient is not finite.
+    Fills in the potentials of a window that uses the current network's. Raises NotFinite, before
+    the step, if a loss or gradient is not finite.
     """
     current = given if isinstance(given, CurrentPotentials) else None
     window = given.window if isinstance(given, CurrentPotentials) else given
@@ -124,7 +123,7 @@ def _single_transitions(
 
 
 def _idle(learner: Learner, window: Window, count: int) -> None:
-    """Passes that others need this process to make, and that count for nothing."""
+    """Passes that the other processes need this one to make; their results are not used."""
     for _ in range(count):
         passed = pass_rows(learner, window.part(torch.zeros(1, 2, dtype=torch.int64)), None)
         if torch.is_grad_enabled():
@@ -132,7 +131,7 @@ def _idle(learner: Learner, window: Window, count: int) -> None:
 
 
 def warm_up(learner: Learner, window: Window) -> dict[str, float]:
-    """One step of the objective's own parameters alone, with the rollout's log_pf."""
+    """One step of only the objective's own parameters, with the rollout's log_pf."""
     parts = window.parts(learner.settings.microbatch_size)
 
     def gradients() -> Sums:
@@ -154,7 +153,7 @@ def warm_up(learner: Learner, window: Window) -> dict[str, float]:
 
 
 def pass_rows(learner: Learner, part: Window, current: CurrentPotentials | None) -> Passed:
-    """The network as it is now at the states where some rows begin; `current` may look too."""
+    """Pass the current network at the states where some rows begin; `current` may look too."""
     policy, trajectories = learner.policy, part.trajectories
     b, i = part.places
     x = trajectories.latents[b, i]
@@ -174,8 +173,9 @@ def _slopes(
 ) -> list[dict[str, Tensor]]:
     """Gradients of the mean loss of whole trajectories, for each micro-batch of transitions.
 
-    Of log_pf and, where the objective has them, of the flows; other parameters of the objective
-    get theirs at once. The loss is that of all processes' trajectories, in each of them.
+    These are the gradients of log_pf and, if the objective has them, of the flows; the objective's
+    other parameters get theirs here. Every process computes the loss of all processes'
+    trajectories.
     """
     size = learner.settings.microbatch_size
     parts = window.parts(size)
@@ -205,7 +205,7 @@ def _slopes(
 
 
 def _through_flow(learner: Learner, part: Window, slope: Mapping[str, Tensor]) -> Tensor:
-    """A number whose gradient is that of the loss through the flow network."""
+    """A scalar whose gradient is that of the loss through the flow network."""
     result = torch.zeros((), device=learner.policy.device)
     if not learner.objective.needs.log_flow:
         return result
@@ -217,7 +217,7 @@ def _through_flow(learner: Learner, part: Window, slope: Mapping[str, Tensor]) -
 def _penalty(
     learner: Learner, part: Window, prediction: Tensor, total: int, metrics: Averages
 ) -> Tensor:
-    """The regulariser's part of the mean loss over `total` transitions."""
+    """The regulariser's contribution to the mean loss over `total` transitions."""
     b, i = part.places
     drift = (prediction - part.trajectories.noise_pred[b, i].float()).pow(2).flatten(1).mean(1)
     metrics.add("regulariser", drift)
@@ -233,7 +233,7 @@ def _objective_backward(
 ) -> None:
     """Gradients of the mean loss, for the objective's own parameters and the leaves.
 
-    `times`: how many processes do the same. What each adds to the parameters is its share of that.
+    `times`: how many processes do the same. Each divides its parameters' gradients by that.
     """
     count = len(batch.log_pf)
     with blaming(learner.who, torch.OutOfMemoryError):
@@ -255,10 +255,10 @@ def _objective_backward(
 def _step(
     learner: Learner, told: Sequence[Sums], policy_parameters: list[nn.Parameter]
 ) -> dict[str, float]:
-    """Add up the processes' gradients, clip each group, step, and forget the gradients.
+    """Sum the processes' gradients, clip each group, step, and drop the gradients.
 
     Losses are squares of log-densities, so the norm at which to clip grows with scale squared.
-    Returns the metrics, of all processes, and the norms.
+    Returns the metrics over all processes, and the norms.
     """
     metrics = means(told)
     if not math.isfinite(metrics["loss"]):
@@ -276,16 +276,16 @@ def _step(
     with span("optimizer"):
         try:
             learner.optimizer.step()
-        except torch.OutOfMemoryError as error:  # half of it may have been taken
+        except torch.OutOfMemoryError as error:  # the step may be half done
             raise RunError("the device is out of memory for the optimizer's own state") from error
         learner.optimizer.zero_grad(set_to_none=True)
     return {**metrics, **norms}
 
 
 class Averages:
-    """Sums over the items of all micro-batches, and their number, by name.
+    """Sums over the items of all micro-batches, and the number of items, by name.
 
-    They stay on the device until they are read, so that the CPU goes on meanwhile.
+    They stay on the device until they are read, so that the CPU need not wait.
     """
 
     def __init__(self) -> None:
@@ -298,12 +298,12 @@ class Averages:
         self._counts[name] += values.numel()
 
     def read(self) -> Sums:
-        """By name, the sum and the number."""
+        """The sum and the number of items, by name."""
         return {name: (float(total), self._counts[name]) for name, total in self._sums.items()}
 
 
 def means(told: Sequence[Sums]) -> dict[str, float]:
-    """Over the items of all processes."""
+    """The means over the items of all processes."""
     every: Sums = {}
     for sums in told:
         for name, (total, count) in sums.items():

@@ -1,4 +1,4 @@
-"""The transitions of one optimizer step, and the numbers that an objective is told of them."""
+"""The transitions of one optimizer step, and the numbers about them that an objective gets."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ from dagflow.engine.rollout import select
 from dagflow.profiling import span
 from dagflow.types import Trajectories, Transitions
 
-OF_TRAJECTORIES = ("log_reward", "trajectory", "prompt")  # one number each, not one a transition
+OF_TRAJECTORIES = ("log_reward", "trajectory", "prompt")  # one number per trajectory
 
 
 @dataclass(frozen=True)
 class Window:
-    """The transitions of one optimizer step that are this process's, and what they are made of.
+    """This process's transitions of one optimizer step, and the data that they refer to.
 
-    For an objective on whole trajectories, `rows` holds all steps of one after those of another.
+    For an objective on whole trajectories, `rows` holds all steps of one trajectory after another.
     """
 
     trajectories: Trajectories
     potentials: Tensor  # (B, T+1)
     path: GaussianPath
-    rows: Tensor  # (M, 2) int64: trajectory, step; on the CPU, which thus never waits for them
+    rows: Tensor  # (M, 2) int64: trajectory, step; on the CPU, so that it never waits for them
     beta: float
     final_beta: float
     levels: Levels
-    everywhere: int | None = None  # transitions of the step in all processes; None: these are all
+    everywhere: int | None = None  # the step's transitions in all processes; None: these are all
 
     @property
     def total(self) -> int:
-        """How many transitions the step has in all processes."""
+        """The number of transitions of the step in all processes."""
         return len(self.rows) if self.everywhere is None else self.everywhere
 
     def with_potentials(self, potentials: Tensor) -> Window:
-        """The same with other potentials."""
+        """The same window with other potentials."""
         return replace(self, potentials=potentials)
 
     def part(self, rows: Tensor) -> Window:
-        """The same with fewer rows."""
+        """The same window with fewer rows."""
         return replace(self, rows=rows, everywhere=self.total)
 
     def parts(self, size: int) -> list[Window]:
-        """In micro-batches of `size` rows."""
+        """Micro-batches of `size` rows."""
         return [self.part(rows) for rows in self.rows.split(size) if len(rows)]
 
     def on(self, device: torch.device) -> Window:
-        """With the trajectories of its rows alone, on that device but for their images."""
+        """With only the trajectories of its rows, on that device except their images."""
         chosen, place = self.rows[:, 0].unique(return_inverse=True)
         return replace(
             self,
@@ -72,20 +72,20 @@ class Window:
 
     @property
     def log_pf_old(self) -> Tensor:
-        """Of each row, under the network that sampled, (M,)."""
+        """log_pf of each row under the sampling network, (M,)."""
         b, i = self.places
         return self.trajectories.log_pf[b, i]
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:
-    """A few values of the CPU on a device, without waiting for what it has yet to do."""
+    """Copy a few values from the CPU to a device, without waiting for its pending work."""
     return values.to(device, non_blocking=True)
 
 
 def numbers(
     learner: Learner, part: Window, log_pf: Tensor, whole: Transitions | None
 ) -> Transitions:
-    """What the objective needs to know of some transitions, and nothing else."""
+    """What the objective needs to know about some transitions, and nothing else."""
     needs, trajectories = learner.objective.needs, part.trajectories
     b, i = part.places
     latents = trajectories.latents
@@ -112,9 +112,9 @@ def numbers(
 
 
 def _rewards(part: Window) -> dict[str, Tensor]:
-    """What each row's trajectory earned, times beta, and which trajectory and prompt it is.
+    """Beta times the reward of each row's trajectory, and the trajectory's and prompt's numbers.
 
-    A prompt's number is a hash of its text, which is what the policy is told: the same in all
+    A prompt's number is a hash of its text, which is what the policy sees. It is the same in all
     processes.
     """
     (b, _), prompts = part.places, part.trajectories.prompts
@@ -128,12 +128,12 @@ def _rewards(part: Window) -> dict[str, Tensor]:
 
 @lru_cache(maxsize=4096)
 def _hash(text: str) -> int:
-    """63 bits."""
+    """A 63-bit hash."""
     return int.from_bytes(sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def flows(learner: Learner, part: Window) -> tuple[Tensor, Tensor]:
-    """log F at both ends of each row, (M,) each; a state that two rows share is evaluated once."""
+    """log F at both ends of each row, (M,) each; a state shared by two rows is evaluated once."""
     rows = part.rows
     ends = torch.cat([rows, rows + torch.tensor([0, 1])])
     distinct, place = ends.unique(dim=0, return_inverse=True)
@@ -145,8 +145,8 @@ def flows(learner: Learner, part: Window) -> tuple[Tensor, Tensor]:
 def log_flow(learner: Learner, states: Window) -> Tensor:
     """log F of states (M,), as rows up to T: F_phi plus beta * potential; at the end beta * reward.
 
-    Forward-looking flow, equation 10 of the paper, above the step's level. F_phi counts in units of
-    the log-density, so that with `sum` it is multiplied by D.
+    This is the forward-looking flow, equation 10 of the paper, plus the step's level. F_phi is in
+    units of the log-density: with `sum` it is multiplied by D.
     """
     objective, trajectories = learner.objective, states.trajectories
     inner = states.rows[:, 1] < states.path.steps
@@ -165,7 +165,7 @@ def log_flow(learner: Learner, states: Window) -> Tensor:
 
 @torch.no_grad()
 def whole_window(learner: Learner, window: Window) -> Transitions | None:
-    """The numbers of all processes' windows under the rollout's network, where wanted."""
+    """The numbers of all processes' windows under the rollout's network, if they are needed."""
     if not learner.objective.needs.window:
         return None
     parts = window.parts(learner.settings.microbatch_size)
@@ -178,7 +178,7 @@ def whole_window(learner: Learner, window: Window) -> Transitions | None:
 
 
 def of_all(learner: Learner, told: Callable[[], Transitions | None]) -> tuple[Transitions, slice]:
-    """What all processes tell, in the order of ranks, and where in it this one's own stands."""
+    """What all processes report, in the order of ranks, and the slice of this process."""
     device = torch.device("cpu") if learner.processes.size > 1 else learner.policy.device
     found = learner.processes.share(lambda: on(told(), device))
     present = [part for part in found if part is not None]
@@ -190,7 +190,7 @@ def of_all(learner: Learner, told: Callable[[], Transitions | None]) -> tuple[Tr
 
 
 def on(told: Transitions | None, device: torch.device) -> Transitions | None:
-    """The same, without gradient, on a device."""
+    """The same numbers, without gradient, on a device."""
     if told is None:
         return None
     columns = {
@@ -202,7 +202,7 @@ def on(told: Transitions | None, device: torch.device) -> Transitions | None:
 
 
 def joined(parts: Sequence[Transitions]) -> Transitions:
-    """Several micro-batches, at least one, as one."""
+    """Several micro-batches (at least one) as one."""
     columns = {
         name: torch.cat([getattr(part, name) for part in parts])
         for name in (field.name for field in fields(Transitions))
@@ -214,7 +214,7 @@ def joined(parts: Sequence[Transitions]) -> Transitions:
 def as_trajectories(learner: Learner, window: Window, flat: Transitions) -> Transitions:
     """Numbers of whole trajectories, (B, T) and (B,), from those of their transitions, (B * T,).
 
-    Adds log_p0, the log-density of the first state under the standard normal, and log Z.
+    Adds log_p0, the log-density of the first state under the standard normal, and log Z if needed.
     """
     steps, trajectories = window.path.steps, window.trajectories
     b = window.places[0][::steps]

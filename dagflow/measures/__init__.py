@@ -1,1 +1,1 @@
-"""What is measured of images and models that no reward says: looks, diversity, drift."""
+"""Measurements of images and models besides rewards: looks, diversity, drift."""

@@ -1,4 +1,4 @@
-"""How different the images of one prompt are, and how far two sets of images are apart."""
+"""How different the images of one prompt are, and how far apart two sets of images are."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from dagflow.types import Prompt
 
-MOST = 64  # images of a prompt that are compared with one another
+MOST = 64  # images of a prompt that are compared with each other
 
 
 def groups(prompts: Sequence[Prompt]) -> list[list[int]]:
-    """The places of each prompt that has two images or more; of one prompt at most 64."""
+    """The places of each prompt with two or more images; at most 64 per prompt."""
     places: dict[str, list[int]] = {}
     for k, prompt in enumerate(prompts):
         places.setdefault(prompt.text, []).append(k)
@@ -23,9 +23,9 @@ def groups(prompts: Sequence[Prompt]) -> list[list[int]]:
 
 
 def distance(rows: Tensor, prompts: Sequence[Prompt]) -> float | None:
-    """Mean root-mean-square difference between two images of one prompt, of features (N, F).
+    """Mean root-mean-square difference between two images of one prompt, in features (N, F).
 
-    None if no prompt has two.
+    None if no prompt has two images.
     """
     scale = rows.shape[1] ** 0.5
     found = [torch.pdist(rows[places]) / scale for places in groups(prompts)]
@@ -33,11 +33,11 @@ def distance(rows: Tensor, prompts: Sequence[Prompt]) -> float | None:
 
 
 def vendi(rows: Tensor, prompts: Sequence[Prompt]) -> float | None:
-    """Mean Vendi score of the images of a prompt, of features (N, F): 1 if all are alike.
+    """Mean Vendi score of the images of a prompt, from features (N, F): 1 if all are alike.
 
-    exp of the entropy of the eigenvalues of K / n, with K the n x n correlations of feature rows
-    (Friedman and Dieng, "The Vendi Score", TMLR 2023, definition 3.1); at most n, here at most 64.
-    None if no prompt has two images.
+    The exponential of the entropy of the eigenvalues of K / n, with K the n x n correlations of
+    feature rows (Friedman and Dieng, "The Vendi Score", TMLR 2023, definition 3.1); at most n, here
+    at most 64. None if no prompt has two images.
     """
     scores = [_vendi(rows[places].double()) for places in groups(prompts)]
     return sum(scores) / len(scores) if scores else None
@@ -54,9 +54,9 @@ def _vendi(rows: Tensor) -> float:
 def from_base(base: Tensor, now: Tensor) -> dict[str, float]:
     """Frechet and kernel distance (polynomial, unbiased) of two sets of coarse features (N, F).
 
-    Both as torchmetrics computes them (FID, KID) but in these features. The Frechet distance is too
-    large where images are few (Binkowski et al., "Demystifying MMD GANs", ICLR 2018); the kernel
-    distance is not, and may fall below 0. Nothing of fewer than three images.
+    torchmetrics computes both (FID, KID), but in these features. With few images the Frechet
+    distance is too large (Binkowski et al., "Demystifying MMD GANs", ICLR 2018); the kernel
+    distance is not, and may fall below 0. Empty for fewer than three images.
     """
     if len(base) < 3:
         return {}
@@ -66,8 +66,8 @@ def from_base(base: Tensor, now: Tensor) -> dict[str, float]:
     as_they_are = nn.Identity()
     as_they_are.num_features = base.shape[1]  # type: ignore[assignment]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it keeps all features, as it is meant to
-        alone: dict[str, Any] = {"sync_on_compute": False}  # one process has all, others wait
+        warnings.simplefilter("ignore")  # it warns that it keeps all features, which is intended
+        alone: dict[str, Any] = {"sync_on_compute": False}  # one process has all, the others wait
         frechet = FrechetInceptionDistance(feature=as_they_are, **alone)
         kernel = KernelInceptionDistance(
             feature=as_they_are, subsets=1, subset_size=len(base), **alone
@@ -75,5 +75,5 @@ def from_base(base: Tensor, now: Tensor) -> dict[str, float]:
     for metric in (frechet, kernel):
         metric.update(base.double(), real=True)
         metric.update(now.double(), real=False)
-    with torch.random.fork_rng(devices=[]):  # the kernel's one subset is drawn: it is all images
+    with torch.random.fork_rng(devices=[]):  # KID draws its one subset, which is all images
         return {"fid": float(frechet.compute()), "kid": float(kernel.compute()[0])}

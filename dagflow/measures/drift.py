@@ -1,4 +1,4 @@
-"""How far the trained network has gone from the frozen one, on paths that it samples itself."""
+"""How far the trained network is from the frozen one, on paths that it samples itself."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from dagflow.diffusion.path import GaussianPath
 from dagflow.policies.policy import Policy
 from dagflow.types import Trajectories
 
-STEPS = 5  # of each trajectory that are looked at
-GOLDEN = 5**0.5 / 2 - 0.5  # multiples of it cover [0, 1) evenly, however many there are
+STEPS = 5  # that are evaluated in each trajectory
+GOLDEN = 5**0.5 / 2 - 0.5  # any number of its multiples, modulo 1, covers [0, 1) evenly
 
 
 class Drift(NamedTuple):
-    """Of B trajectories, (B,) each."""
+    """The drift of B trajectories, (B,) each."""
 
-    kl: Tensor  # nats, of the whole path
+    kl: Tensor  # nats, over the whole path
     noise_pred: Tensor  # mean squared difference of guided predictions
 
 
 @torch.no_grad()
 def drift(policy: Policy, path: GaussianPath, trajectories: Trajectories) -> Drift:
-    """An estimate from five steps of each trajectory; which ones follows from its `index`.
+    """An estimate from five steps of each trajectory; its `index` determines which ones.
 
     KL(p || p_base) of a path is the expected sum over steps of |mean - mean_base|^2 / (2 variance)
-    along the paths of p. Steps stand for all by one over their chance to be looked at (Horvitz and
-    Thompson, 1952; drawn systematically). `trajectories` are the policy's own.
+    along the paths of p. Each step is weighted by one over its probability of being chosen (Horvitz
+    and Thompson, 1952; systematic sampling). `trajectories` are the policy's own.
     """
     count = len(trajectories.prompts)
     places, counts = (values.to(policy.device) for values in looked_at(path, trajectories.index))
@@ -52,9 +52,9 @@ def drift(policy: Policy, path: GaussianPath, trajectories: Trajectories) -> Dri
 
 
 def looked_at(path: GaussianPath, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Steps of the trajectories `index` (B,), and how many each stands for, (5, B) each.
+    """The chosen steps of the trajectories `index` (B,), and their weights, (5, B) each.
 
-    On the CPU, where sums are the same every time.
+    On the CPU, where sums are deterministic.
     """
     chance = chances(path)
     begin = (index.cpu().double() + 0.5) * GOLDEN % 1
@@ -64,10 +64,10 @@ def looked_at(path: GaussianPath, index: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def chances(path: GaussianPath) -> Tensor:
-    """Of each step to be looked at, (T,) float64 in (0, 1], which add up to the number looked at.
+    """The probability of choosing each step, (T,) float64 in (0, 1]; they sum to the number chosen.
 
-    Half of it evenly, half by what an error of x0hat in proportion to sigma adds to the KL there:
-    most of that is often in one step near the end.
+    One half is even; the other follows what an error of x0hat in proportion to sigma adds to the
+    KL at that step, most of which is often in one step near the end.
     """
     step = gaussian.step_from(path.on(torch.device("cpu")), torch.arange(path.steps))
     weight = ((step.mean_x0 * step.state.sigma) ** 2 / step.variance).double().flatten()

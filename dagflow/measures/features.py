@@ -13,7 +13,7 @@ from dagflow.errors import UserError
 from dagflow.weights import VARIABLE
 
 KNOWN = {"dino": "facebook/dinov2-base", "clip": "openai/clip-vit-large-patch14"}
-SIDE = 64  # to which pixels are averaged, where there are more
+SIDE = 64  # larger images are averaged to this many pixels a side
 COARSE = 8  # the same for distances between two sets of images
 BATCH = 32
 
@@ -27,11 +27,11 @@ class Features(Protocol):
         """(N, F); the distance of two images is the root mean square difference of their rows."""
 
     def coarse(self, images: Tensor) -> Tensor:
-        """(N, F'), so few numbers that a covariance can be had of them."""
+        """(N, F'), few enough numbers to estimate their covariance."""
 
 
 class Pixels:
-    """The images themselves, averaged to 64 x 64 where they are larger: distances from 0 to 1."""
+    """The images themselves, averaged to 64 x 64 if they are larger: distances from 0 to 1."""
 
     name = "pixels"
 
@@ -80,7 +80,8 @@ class Network:
 def load_features(name: str, device: torch.device) -> Features:
     """`pixels`, `dino`, `clip`, or a vision model of transformers in a folder or from the hub.
 
-    A folder of the hub's name below DAGFLOW_WEIGHTS comes first. Raises UserError if there is none.
+    A folder named like the hub id below DAGFLOW_WEIGHTS is used before the hub. Raises UserError if
+    the model does not load.
     """
     if name == "pixels":
         return Pixels()
@@ -92,18 +93,18 @@ def load_features(name: str, device: torch.device) -> Features:
         place = _place(KNOWN.get(name, name))
         processor = AutoImageProcessor.from_pretrained(place, local_files_only=True)
         model = AutoModel.from_pretrained(place, local_files_only=True)
-    except Exception as error:  # of many kinds, from three libraries
+    except Exception as error:  # many kinds, from three libraries
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         kept = f"{VARIABLE}/{KNOWN.get(name, 'OWNER/NAME')}"
         raise UserError(
             f"evaluate.features = '{name}' is neither pixels nor a vision model that can be loaded "
-            f"({reason.rstrip('.')}). Put its files into {kept}, or give its folder."
+            f"({reason.rstrip('.')}). Put its files into {kept}, or set it to the model's folder."
         ) from None
     return Network(name, model, processor, device)
 
 
 def _place(name: str) -> Path:
-    """The folder of its files, fetched if need be."""
+    """The folder of a model's files, fetched if necessary."""
     from huggingface_hub import snapshot_download
 
     weights = os.environ.get(VARIABLE)

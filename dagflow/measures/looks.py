@@ -1,4 +1,4 @@
-"""What an image looks like in numbers that need no model and that no reward is asked about.
+"""What an image looks like, in numbers that need no model and no reward.
 
 Each takes images (N, 3, height, width), float in [0, 1], and returns (N,).
 """
@@ -14,13 +14,13 @@ from torch import Tensor
 from dagflow.engine.pictures import to_pil
 
 LEVELS = 8  # of each channel, in the histogram of colours
-EDGE = 0.1  # change of luminance from one pixel to the next that makes an edge
+EDGE = 0.1  # change of luminance from one pixel to the next that counts as an edge
 QUALITY = 95  # of the JPEG file
-SMALLEST = 1e-3  # deviation: of what hardly varies, no change is a large one for its size
+SMALLEST = 1e-3  # least deviation to divide by, so that tiny changes never look large
 
 
 def luminance(images: Tensor) -> Tensor:
-    """(N, height, width) in [0, 1], by the weights of Rec. 709."""
+    """Luminance (N, height, width) in [0, 1], with the weights of Rec. 709."""
     weights = torch.tensor([0.2126, 0.7152, 0.0722], device=images.device)
     return (images * weights.view(3, 1, 1)).sum(1)
 
@@ -47,7 +47,7 @@ def colour_entropy(images: Tensor) -> Tensor:
 
 
 def edge_density(images: Tensor) -> Tensor:
-    """Share of pixels at which luminance changes by 0.1 a pixel or more (Sobel), 0 to 1."""
+    """Share of pixels at which luminance changes by more than 0.1 a pixel (Sobel), 0 to 1."""
     across = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], device=images.device) / 8
     kernels = torch.stack([across, across.T])[:, None]
     padded = torch.nn.functional.pad(luminance(images)[:, None], (1, 1, 1, 1), mode="replicate")
@@ -71,13 +71,13 @@ LOOKS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def looks(images: Tensor) -> dict[str, Tensor]:
-    """All of them by name, (N,) each, on the CPU; of one channel as of a grey image."""
+    """All of them by name, (N,) each, on the CPU; one channel counts as a grey image."""
     if images.shape[1] == 1:
         images = images.expand(-1, 3, -1, -1)
     return {name: look(images.float()).cpu() for name, look in LOOKS.items()}
 
 
 def shift(base: Tensor, now: Tensor) -> float:
-    """Mean change of (N,) paired values, in deviations of the base model's."""
+    """Mean change of (N,) paired values, in standard deviations of the base model's values."""
     deviation = float(base.double().std()) if len(base) > 1 else 0.0
     return float((now.double() - base.double()).mean()) / max(deviation, SMALLEST)

@@ -1,4 +1,4 @@
-"""The built-in objectives, registered like anybody's."""
+"""The built-in objectives, registered like those of any plugin."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CHANNELS = (64, 128, 256, 256)
 
 def _require(fits: bool, name: str, value: float, due: str) -> None:
     if not fits:
-        raise UserError(f"{name} = {value:g}: {due} is due.")
+        raise UserError(f"{name} = {value:g}: expected {due}.")
 
 
 def _check_returns(returns: float) -> None:
@@ -32,7 +32,8 @@ def detailed_balance(
     """DAG-DB: squared residual of the forward-looking detailed balance of each transition.
 
     loss: square, huber, shifted-cosh or linex, of the residual. returns: lambda, 0 to 1: the
-    residual is summed over what follows, weighted by lambda^k; 0 as published, on transitions.
+    residual is summed over the following transitions, weighted by lambda^k; 0: single transitions,
+    as published.
     """
     from dagflow.objectives.balance import DetailedBalance
     from dagflow.objectives.regression import regression
@@ -68,17 +69,18 @@ def kl(
 ) -> Objective:
     """DAG-KL: policy gradient with the balance's residual as cost, and a clipped ratio.
 
-    clip: the importance ratio is held within 1 +- clip. coefficient: of the policy's term; by
-    default the final beta. normalise: replace the cost by its leave-one-out centred, standardised
-    value over the window, clipped to +-5. returns: lambda, 0 to 1: the residual is summed over what
-    follows, weighted by lambda^k; 0 as published, on transitions.
+    clip: the importance ratio is clipped to 1 +- clip. coefficient: weight of the policy's term; by
+    default the final beta. normalise: centre the cost leave-one-out over the window, standardise it
+    and clip it to +-5. returns: lambda, 0 to 1: the residual is summed over the following
+    transitions, weighted by lambda^k; 0: single transitions, as published.
     """
     from dagflow.objectives.balance import KL
 
     _check_returns(returns)
     _check_clip(clip)
     if coefficient is not None:
-        _require(0 <= coefficient < math.inf, "coefficient", coefficient, "a number from 0")
+        due = "a finite number from 0"
+        _require(0 <= coefficient < math.inf, "coefficient", coefficient, due)
     return KL(spec, flow_channels, clip, coefficient, normalise, returns)
 
 
@@ -110,15 +112,15 @@ def subtb(
     loss: str = "square",
     decay: float = 3.0,
 ) -> Objective:
-    """Sub-trajectory balance: every stretch of a trajectory, by its length.
+    """Sub-trajectory balance: every stretch of a trajectory, weighted by its length.
 
     loss: square, huber, shifted-cosh or linex, of the residual. decay: lambda, above 0; a stretch
-    of n steps counts lambda^n (0.9 as published; see docs/objectives.md).
+    of n steps has the weight lambda^n (0.9 as published; see docs/objectives.md).
     """
     from dagflow.objectives.regression import regression
     from dagflow.objectives.trajectory import SubTrajectoryBalance
 
-    _require(0 < decay < math.inf, "decay", decay, "a number above 0")
+    _require(0 < decay < math.inf, "decay", decay, "a finite number above 0")
     return SubTrajectoryBalance(spec, flow_channels, regression(loss), decay)
 
 
@@ -136,7 +138,7 @@ def rtb(spec: PolicySpec, loss: str = "square") -> Objective:
 def ddpo(spec: PolicySpec, clip: float = 1e-4) -> Objective:
     """DDPO: clipped policy gradient with statistics for each prompt; maximises the reward.
 
-    clip: the importance ratio is held within 1 +- clip.
+    clip: the importance ratio is clipped to 1 +- clip.
     """
     from dagflow.objectives.policy_gradient import ClippedPolicyGradient
 
@@ -147,13 +149,13 @@ def ddpo(spec: PolicySpec, clip: float = 1e-4) -> Objective:
 def grpo(spec: PolicySpec, clip: float = 1e-4, kl_coefficient: float = 0.0) -> Objective:
     """GRPO: clipped policy gradient with advantages among a prompt's images in the window.
 
-    clip: the importance ratio is held within 1 +- clip. kl_coefficient: from 0, of a penalty on
-    leaving the base model.
+    clip: the importance ratio is clipped to 1 +- clip. kl_coefficient: weight, from 0, of a penalty
+    on leaving the base model.
     """
     from dagflow.objectives.policy_gradient import ClippedPolicyGradient
 
     _check_clip(clip)
-    due = "a number from 0"
+    due = "a finite number from 0"
     _require(0 <= kl_coefficient < math.inf, "kl_coefficient", kl_coefficient, due)
     return ClippedPolicyGradient(clip, grouped=True, kl_coefficient=kl_coefficient)
 

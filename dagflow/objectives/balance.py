@@ -1,11 +1,11 @@
 """Detailed balance and the KL objective of DAG (Zhang et al., TMLR 2025).
 
-Both rest on the residual of a transition x -> x_next,
+Both use the residual of a transition x -> x_next,
 
-    delta = log F(x) + log p(x_next | x) - log F(x_next) - log q(x | x_next),
+    delta = log F(x) + log p(x_next | x) - log F(x_next) - log q(x | x_next).
 
-whose zero everywhere means that the policy samples in proportion to exp(beta * reward). With
-log p_base of the frozen base model in place of log q the target is p_base * exp(beta * reward).
+If it is zero everywhere, the policy samples in proportion to exp(beta * reward). With log p_base
+of the frozen base model in place of log q, the target is p_base * exp(beta * reward).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_COST = 5.0
 
 
 def residual(batch: Transitions, log_pf: Tensor, against_base: bool = False) -> Tensor:
-    """delta (B,) for the given log_pf; zero at an exact balance."""
+    """delta (B,) for the given log_pf; zero at exact balance."""
     assert batch.log_flow is not None
     assert batch.log_flow_next is not None
     backward = batch.log_p_base if against_base else batch.log_pb
@@ -31,10 +31,11 @@ def residual(batch: Transitions, log_pf: Tensor, against_base: bool = False) -> 
 
 
 def advantages(delta: Tensor, returns: float) -> Tensor:
-    """Sum of returns^k delta over the transitions that follow, this one first; both (B, T).
+    """Sum of returns^k delta over this transition (k = 0) and those that follow; both (B, T).
 
-    What generalised advantage estimation (Schulman et al., 2016, equation 16) is to rewards: by how
-    much log F of a state is above what the rest of the trajectory says, lambda = `returns`.
+    This is generalised advantage estimation (Schulman et al., 2016, equation 16) for residuals:
+    by how much log F of a state exceeds what the rest of the trajectory implies, with
+    lambda = `returns`.
     """
     total = torch.zeros_like(delta[:, 0])
     found = []
@@ -45,7 +46,7 @@ def advantages(delta: Tensor, returns: float) -> Tensor:
 
 
 def needed(against_base: bool, returns: float, **more: bool) -> Needs:
-    """What a balance needs computed."""
+    """What a balance asks the engine to compute."""
     return Needs(
         log_flow=True,
         potentials=True,
@@ -60,8 +61,8 @@ class DetailedBalance(nn.Module):
     """Equation 8: the loss is delta squared; gradients reach the policy, and F_phi at both ends.
 
     `against_base`: Venkatraman et al., 2024 (arXiv:2405.20971), for each transition. `returns`
-    above 0: in place of delta stands its sum over the rest of the trajectory, which at 1 is the
-    balance of all that follows, from here to the image.
+    above 0 replaces delta by its weighted sum over the rest of the trajectory. At 1 that is the
+    balance from this state to the image.
     """
 
     def __init__(
@@ -87,9 +88,9 @@ class DetailedBalance(nn.Module):
 class KL(nn.Module):
     """Equation 14: F_phi by delta squared with log p held fixed; the policy by policy gradient.
 
-    The policy's cost is b = stop_gradient(delta), and its loss max(b r, b clip(r)) with the
-    importance ratio r = p / p_old on the scale of one latent value. `returns` above 0: in place of
-    delta stands its sum over the rest of the trajectory, for both.
+    The policy's cost is b = stop_gradient(delta), and its loss is max(b r, b clip(r)) with the
+    importance ratio r = p / p_old on the scale of one latent value. `returns` above 0 replaces
+    delta by its weighted sum over the rest of the trajectory, for both.
     """
 
     def __init__(
@@ -130,7 +131,8 @@ class KL(nn.Module):
     def _normalised(self, batch: Transitions, cost: Tensor) -> Tensor:
         """The cost minus the mean of the others in the window, over the window's deviation.
 
-        Of whole trajectories, those at the same step of others count. With no others it stays.
+        For whole trajectories, the others are those at the same step. With no others the cost is
+        only clipped.
         """
         window = cost
         if not self.returns:

@@ -14,14 +14,14 @@ from dagflow import PolicySpec
 
 GROUPS = 8
 HEADS = 4
-HEAD_CHANNELS = 16  # no head is narrower: what attention costs goes by heads, not by channels
+HEAD_CHANNELS = 16  # no head is narrower: attention's cost depends on heads, not on channels
 
 
 class FlowNetwork(nn.Module):
     """The down half of a UNet with cross-attention on the prompt, pooled to one number.
 
     Zhang et al., appendix on the flow network: channels (64, 128, 256, 256), global average pool,
-    one linear output, float32 (but see `attend_in_bfloat16`). Attention has four heads where each
+    one linear output, float32 (but see `attend_in_bfloat16`). Attention has four heads if each
     gets at least 16 channels, as with those widths, and fewer in narrower levels. The output layer
     starts at zero, so log F~ = 0 before training.
     """
@@ -59,9 +59,9 @@ class FlowNetwork(nn.Module):
         return self.head(pooled).squeeze(1)  # type: ignore[no-any-return]
 
     def attend_in_bfloat16(self) -> None:
-        """Round what passes attention, for which CUDA has no fast kernels in float32.
+        """Run attention in bfloat16, because CUDA has no fast kernels for it in float32.
 
-        dagflow calls this on a flow network that has it, beside a bfloat16 policy on CUDA.
+        dagflow calls this if a flow network has it and the policy is bfloat16 on CUDA.
         """
         for layer in self.modules():
             if isinstance(layer, Attention):
@@ -85,7 +85,7 @@ class Bfloat16Attention(AttnProcessor2_0):  # type: ignore[misc]
 
 
 def heads(channels: int) -> int:
-    """Of attention in a level: as many as divide its channels and keep to both limits."""
+    """Attention heads of a level: the most that divide its channels and respect both limits."""
     fitting = (n for n in range(2, HEADS + 1) if channels % n == 0)
     return max((n for n in fitting if channels // n >= HEAD_CHANNELS), default=1)
 

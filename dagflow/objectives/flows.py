@@ -1,4 +1,4 @@
-"""Which F_phi fits a policy, and the one for states that are points."""
+"""Which F_phi suits a policy, and the one for states that are points."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from dagflow import PolicySpec, UserError
 
-MULTIPLE = 8  # of all numbers of channels
-FEW = 64  # latent values that are numbers rather than a picture
+MULTIPLE = 8  # that every number of channels must be a multiple of
+FEW = 64  # up to this many latent values a state is a point, not a picture
 FREQUENCIES = 6
 TIMES = 1000
 
@@ -19,7 +19,7 @@ TIMES = 1000
 def flow_network(
     spec: PolicySpec, channels: Sequence[int], against_base: bool = False
 ) -> nn.Module:
-    """F_phi for a policy: `FlowNetwork`, or `PointFlowNetwork` where states are points.
+    """F_phi for a policy: `FlowNetwork`, or `PointFlowNetwork` if states are points.
 
     `against_base`: the flow is relative to that of the base model. Raises UserError if a number of
     channels is not a multiple of 8.
@@ -36,11 +36,11 @@ def flow_network(
 
 
 class PointFlowNetwork(nn.Module):
-    """A multilayer perceptron of a state with few values and of the time; the prompt is not read.
+    """A multilayer perceptron of a state with few values and of time; it does not read the prompt.
 
-    `channels` are the widths of its hidden layers. It starts at zero or, `from_normal`, at the
-    log-density of the standard normal (for each value), which is that of pure noise but for log Z:
-    left to be learned, that of 64 values drowns all else.
+    `channels` are the widths of its hidden layers. It starts at zero or, with `from_normal`, at
+    time / 1000 times the standard normal's log-density per value. At pure noise that is log F up to
+    log Z; if it had to be learned, for 64 values it would drown everything else.
     """
 
     def __init__(self, values: int, channels: Sequence[int], from_normal: bool) -> None:

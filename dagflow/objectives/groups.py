@@ -11,7 +11,7 @@ SMALLEST = 1e-6
 
 
 def group_means(values: Tensor, groups: Tensor) -> Tensor:
-    """For each of B values the mean of its group's, (B,); `groups` (B,) int64 tells them apart."""
+    """For each of B values the mean over its group, (B,); `groups` (B,) int64 are the labels."""
     alike = (groups[:, None] == groups).float()
     return alike @ values / alike.sum(1)
 
@@ -19,8 +19,8 @@ def group_means(values: Tensor, groups: Tensor) -> Tensor:
 def advantages(batch: Transitions, within_groups_only: bool) -> Tensor:
     """(log-reward - mean) / deviation over the trajectories of the same prompt in the window, (B,).
 
-    Each trajectory counts once. Where a prompt has but one in the window, all take its place; with
-    `within_groups_only` its advantage is zero.
+    Each trajectory counts once. If a prompt has only one in the window, the statistics are those
+    of all trajectories; with `within_groups_only` the advantage is zero instead.
     """
     window = batch.window
     assert window is not None

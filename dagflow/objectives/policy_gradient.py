@@ -1,4 +1,4 @@
-"""The baselines that users know: clipped policy gradients, which maximise and do not balance."""
+"""The well-known baselines: clipped policy gradients, which maximise and do not balance."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class ClippedPolicyGradient:
 
     DDPO: Black et al., "Training diffusion models with reinforcement learning", 2023, equation 4
     (IS), with statistics for each prompt. GRPO (`grouped`): Shao et al., 2024, as Liu et al.,
-    "Flow-GRPO", 2025, apply it to diffusion: statistics of the prompt's own images in the window
-    alone, and optionally a penalty on leaving the base model.
+    "Flow-GRPO", 2025, apply it to diffusion: statistics only of the prompt's own images in the
+    window, and optionally a penalty on leaving the base model.
     """
 
     def __init__(self, clip: float, grouped: bool, kl_coefficient: float = 0.0) -> None:
@@ -45,8 +45,8 @@ class ClippedPolicyGradient:
     def _penalty(self, batch: Transitions) -> Tensor:
         """e^d - d - 1 with d = log p_base - log p, on the scale of one latent value.
 
-        For D = 1 an unbiased estimate of KL(p || p_base) (Schulman, "Approximating KL divergence",
-        2020); for more, d is a mean over the values and the penalty weaker.
+        For D = 1 this is an unbiased estimate of KL(p || p_base) (Schulman, "Approximating KL
+        divergence", 2020). For larger D, d is a mean over the values and the penalty is weaker.
         """
         assert batch.log_p_base is not None
         d = ((batch.log_p_base - batch.log_pf) / batch.scale).clamp(max=LARGEST)

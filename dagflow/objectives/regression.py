@@ -1,7 +1,7 @@
 """How a residual delta = log p_F side - log p_B side becomes a loss.
 
-Hu et al., "Beyond squared error", ICLR 2025 (arXiv:2410.02596), table 1: each loss stands for a
-divergence between policy and target. All are scaled so that they are delta^2 near zero.
+Hu et al., "Beyond squared error", ICLR 2025 (arXiv:2410.02596), table 1: each loss corresponds to
+a divergence between policy and target. All are scaled so that they are delta^2 near zero.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dagflow import UserError
 
 Regression = Literal["square", "huber", "shifted-cosh", "linex"]
 
-STEEPEST = 10.0  # beyond it, exponentials go on as straight lines: 22,000 times as steep as at 0
+STEEPEST = 10.0  # beyond it exponentials continue as straight lines, 22,000 times as steep as at 0
 
 
 def square(delta: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def square(delta: Tensor) -> Tensor:
 
 
 def huber(delta: Tensor) -> Tensor:
-    """delta^2 up to 1, then 2 |delta| - 1, so that no single transition rules."""
+    """delta^2 up to |delta| = 1, then 2 |delta| - 1, so that no single transition dominates."""
     size = delta.abs()
     return torch.where(size <= 1, delta**2, 2 * size - 1)
 
@@ -38,7 +38,7 @@ def shifted_cosh(delta: Tensor) -> Tensor:
 def linex(delta: Tensor) -> Tensor:
     """2 (e^t - t - 1) with t = -delta, twice the paper's Linex(1): the forward KL divergence.
 
-    Zero-avoiding: it is steep where the policy is less likely to go than the target asks.
+    Zero-avoiding: it is steep where the policy is less likely to go than the target requires.
     """
     return 2 * (_exp(-delta) + delta - 1)
 
@@ -58,5 +58,5 @@ LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
 def regression(name: str) -> Callable[[Tensor], Tensor]:
     """A loss by name. Raises UserError for another name."""
     if name not in LOSSES:
-        raise UserError(f"loss = {name!r}: one of {', '.join(get_args(Regression))} is due.")
+        raise UserError(f"loss = {name!r}: expected one of {', '.join(get_args(Regression))}.")
     return LOSSES[name]

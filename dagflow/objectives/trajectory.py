@@ -24,7 +24,7 @@ Loss = Callable[[Tensor], Tensor]
 
 
 class LogZ(nn.Module):
-    """log Z of a prompt: a linear function of its mean embedding, zero at first."""
+    """log Z of a prompt: a linear function of its mean embedding, initially zero."""
 
     def __init__(self, spec: PolicySpec) -> None:
         super().__init__()
@@ -75,9 +75,9 @@ class TrajectoryBalance(nn.Module):
 
 
 class VarGrad:
-    """Richter et al., "VarGrad", 2020; Zhang et al., 2023: log Z is the mean over a prompt's group.
+    """Richter et al., "VarGrad", 2020; Zhang et al., 2023: log Z is a mean over a prompt's group.
 
-    The loss of a group is the variance of its gaps, times its size.
+    With the loss `square`, a group's loss is the variance of its gaps times its size.
     """
 
     needs = Needs(trajectories=True, rewards=True, log_pb=True, groups=True)
@@ -97,7 +97,7 @@ class SubTrajectoryBalance(nn.Module):
     """Madan et al., "Learning GFlowNets from partial episodes", 2023: SubTB(lambda), equation 6.
 
     Every stretch of a trajectory is balanced, weighted by lambda to the power of its length. The
-    source is a state of its own before x_0, with flow Z, forward density p_0 and one way back.
+    source is a separate state before x_0, with flow Z, forward density p_0 and one way back.
     """
 
     needs = Needs(
@@ -126,7 +126,7 @@ class SubTrajectoryBalance(nn.Module):
         log_flow = torch.cat([first, batch.log_flow, last], 1)  # (B, T+2)
         steps = torch.cat([batch.log_p0[:, None], batch.log_pf - batch.log_pb], 1)
         before = torch.zeros_like(batch.log_z)
-        # not by cumsum, which has no deterministic kernel on CUDA
+        # not with cumsum, which has no deterministic kernel on CUDA
         passed = list(accumulate(steps.unbind(1), initial=before))
         sums = torch.stack(passed, 1) - log_flow
         delta = sums[:, None, :] - sums[:, :, None]  # of the stretch from state m to state n

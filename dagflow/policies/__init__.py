@@ -1,1 +1,1 @@
-"""A diffusers pipeline seen as a policy: encode, predict, decode. One file a model family."""
+"""A diffusers pipeline as a policy: encode, predict, decode. One file per model family."""

@@ -21,11 +21,11 @@ from dagflow.policies.unconditional import WIDTH, Unconditional
 from dagflow.types import PolicySpec
 
 ADAPTER = "default"
-METADATA = "lora"  # in the file of weights: the LoraTable that they belong to
+METADATA = "lora"  # key in the weights file: the LoraTable that they belong to
 
 
 class DDPMPolicy(Unconditional):
-    """A frozen `DDPMPipeline`, and a LoRA on its UNet that is trained. States are pixels.
+    """A frozen `DDPMPipeline`, and a trained LoRA on its UNet. States are pixels.
 
     Steps have DDPM's smaller variance (`fixed_small`), whatever the scheduler's `variance_type`.
     """
@@ -33,7 +33,7 @@ class DDPMPolicy(Unconditional):
     WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
 
     def __init__(self, pipeline: Any, device: torch.device) -> None:
-        """Raises UserError for a pipeline that loads but is of another kind."""
+        """Raises UserError for a pipeline that loads but is not supported."""
         from diffusers import DDPMScheduler
 
         _check(pipeline)
@@ -45,7 +45,7 @@ class DDPMPolicy(Unconditional):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the frozen UNet."""
+        """The dtype of the frozen UNet."""
         return self.unet.dtype  # type: ignore[no-any-return]
 
     def networks(self) -> dict[str, nn.Module]:
@@ -53,7 +53,7 @@ class DDPMPolicy(Unconditional):
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W), of the pictures themselves."""
+        """(C, H, W) of the pictures themselves."""
         size = self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         return (self.unet.config.in_channels, height, width)
@@ -71,7 +71,7 @@ class DDPMPolicy(Unconditional):
         """
         if num_inference_steps < 2:
             raise UserError(
-                "this model's scheduler needs rollout.num_inference_steps of at least 2."
+                "this model's scheduler needs rollout.num_inference_steps to be at least 2."
             )
         trained = self.scheduler.config.num_train_timesteps
         if num_inference_steps > trained:
@@ -84,26 +84,26 @@ class DDPMPolicy(Unconditional):
         if timesteps.max() >= trained:
             raise UserError(
                 f"with {num_inference_steps} inference steps the model's scheduler begins before "
-                f"the first of the {trained} that it was trained with; give fewer."
+                f"the first of the {trained} that it was trained with; use fewer."
             )
         alpha_squared = self.scheduler.alphas_cumprod.double()[timesteps]
         levels = torch.cat([alpha_squared, torch.ones(1, dtype=torch.float64)])
         if not (levels.diff() > 0).all():
             raise UserError(
                 "with these settings the model's scheduler visits one noise level twice; "
-                "give another number of inference steps."
+                "use another number of inference steps."
             )
         return GaussianPath(
             alpha_squared.sqrt(), (1 - alpha_squared).sqrt(), timesteps, noiseless_end=True
         )
 
     def predict_text(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """The network's output, float32 (B, C, H, W); `prompt_embeds` say nothing."""
+        """The network's output, float32 (B, C, H, W); `prompt_embeds` are ignored."""
         output = self.unet(latents.to(self.unet.dtype), timesteps, return_dict=False)[0]
         return output.float()  # type: ignore[no-any-return]
 
     def predicted_x0(self, state: State, latents: Tensor, output: Tensor) -> Tensor:
-        """x0hat (B, C, H, W) from the network's output, clipped where the scheduler clips it."""
+        """x0hat (B, C, H, W) from the network's output, clipped if the scheduler clips it."""
         config = self.scheduler.config
         x0 = gaussian.predicted_x0(state, latents, output, config.prediction_type)
         limit = config.clip_sample_range
@@ -117,14 +117,14 @@ class DDPMPolicy(Unconditional):
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """Pixels (B, C, H, W) in [-1, 1] from images (B, 3, H, W); one channel is their mean."""
+        """Pixels (B, C, H, W) in [-1, 1] from images (B, 3, H, W); C = 1 takes the channel mean."""
         pixels = 2 * images.float() - 1
         return pixels.mean(1, keepdim=True) if self.unet.config.in_channels == 1 else pixels
 
     def add_weights(self, lora: LoraTable, seed: int) -> None:
-        """Adapt the UNet by a fresh LoRA, in float32, that changes nothing until it is trained.
+        """Add a fresh float32 LoRA to the UNet; it changes nothing until it is trained.
 
-        Raises UserError if no layer bears one of the target names.
+        Raises UserError if no layer has one of the target names.
         """
         from peft import LoraConfig, inject_adapter_in_model
 
@@ -138,7 +138,7 @@ class DDPMPolicy(Unconditional):
         keep_dtype(self.unet)
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained: the LoRA's matrices."""
+        """The trained parameters: the LoRA's matrices."""
         return [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
 
     def weights(self) -> dict[str, Tensor]:
@@ -148,13 +148,13 @@ class DDPMPolicy(Unconditional):
         if not self._lora:
             return {}
         state = get_peft_model_state_dict(self.unet, adapter_name=ADAPTER)
-        plain = torch.contiguous_format  # whatever the order of the network's
+        plain = torch.contiguous_format  # whatever the network's memory format
         return {
             name: tensor.detach().cpu().clone(memory_format=plain) for name, tensor in state.items()
         }
 
     def set_weights(self, state: dict[str, Tensor]) -> None:
-        """Put back what `weights` returned. Raises ValueError for anything else."""
+        """Restore what `weights` returned. Raises ValueError for anything else."""
         from peft.utils import set_peft_model_state_dict
 
         given, due = (
@@ -168,7 +168,7 @@ class DDPMPolicy(Unconditional):
             set_peft_model_state_dict(self.unet, state, adapter_name=ADAPTER)
 
     def save_weights(self, folder: Path) -> None:
-        """Write the matrices by peft's names, with the table `lora` as metadata."""
+        """Write the matrices under peft's names, with the table `lora` as metadata."""
         metadata = {METADATA: self._lora.model_dump_json()} if self._lora else None
         save_file(self.weights(), folder / self.WEIGHTS_FILE, metadata)
 
@@ -177,7 +177,7 @@ class DDPMPolicy(Unconditional):
         return load_file(folder / self.WEIGHTS_FILE)
 
     def load_weights(self, folder: Path) -> None:
-        """Adapt the UNet by what `save_weights` wrote.
+        """Add the LoRA that `save_weights` wrote to the UNet.
 
         Raises UserError if the folder holds no LoRA for this network.
         """
@@ -207,7 +207,7 @@ class DDPMPolicy(Unconditional):
 
 
 def _saved_table(file: Path) -> LoraTable:
-    """The table that a file of weights belongs to. Raises ValueError if it does not say."""
+    """The `LoraTable` in a weights file. Raises ValueError if the file has none."""
     with safe_open(file, "pt") as opened:
         saved = (opened.metadata() or {}).get(METADATA)
     if saved is None:
@@ -216,13 +216,13 @@ def _saved_table(file: Path) -> LoraTable:
 
 
 def _check(pipeline: Any) -> None:
-    """Raise UserError for a pipeline that loads but is of another kind."""
+    """Raise UserError for a pipeline that loads but is not supported."""
     from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
     unet, scheduler = pipeline.unet.config, pipeline.scheduler.config
     predicts, known = scheduler.get("prediction_type"), ("epsilon", "v_prediction", "sample")
     reasons = {
-        "its network is no UNet2DModel": not isinstance(pipeline.unet, UNet2DModel),
+        "its network is not a UNet2DModel": not isinstance(pipeline.unet, UNet2DModel),
         "its scheduler is neither DDPMScheduler nor DDIMScheduler": not isinstance(
             pipeline.scheduler, DDPMScheduler | DDIMScheduler
         ),
@@ -234,10 +234,10 @@ def _check(pipeline: Any) -> None:
         or unet.get("num_class_embeds") is not None,
         f"its scheduler predicts none of {', '.join(known)}": predicts not in known,
         "its scheduler has thresholding = true": bool(scheduler.get("thresholding")),
-        "it predicts the noise at a first state that is nothing else": bool(
+        "it predicts the noise at a first state that is pure noise": bool(
             scheduler.get("rescale_betas_zero_snr") and predicts == "epsilon"
         ),
     }
     found = [reason for reason, applies in reasons.items() if applies]
     if found:
-        raise UserError(f"this pipeline is not of DDPM's unconditional kind: {found[0]}.")
+        raise UserError(f"this pipeline is not a supported unconditional DDPM: {found[0]}.")

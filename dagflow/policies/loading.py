@@ -26,28 +26,29 @@ def load_policy(
     preview_decoder: str = "",
     whole: bool = True,
 ) -> Policy:
-    """The policy of `tiny`, `world:NAME`, a pipeline's folder or a hub id, or `ddpm:` and either.
+    """The policy of `tiny`, `world:NAME`, a pipeline's folder or hub id, or `ddpm:` and either.
 
-    After `ddpm:` the pipeline is an unconditional one in pixel space, else Stable Diffusion.
-    dtype: auto, float32 or bfloat16. `preview_decoder` of Stable Diffusion is an AutoencoderTiny:
-    `tiny`, a folder or a hub id. Of a model that is not to be `whole` on the device the UNet stays
-    where it was loaded. Raises UserError if the model is none or cannot be had.
+    With `ddpm:` the pipeline is an unconditional one in pixel space, otherwise Stable Diffusion.
+    dtype: auto, float32 or bfloat16. `preview_decoder`, for Stable Diffusion, is an
+    AutoencoderTiny: `tiny`, a folder or a hub id. If not `whole`, the UNet stays where it was
+    loaded and is not moved to the device. Raises UserError if there is no such model or it does
+    not load.
     """
     family, colon, name = model.partition(":")
     if preview_decoder and colon and family in ("world", "ddpm"):
-        raise UserError(f"model '{model}' has no decoder for rollout.preview_decoder to stand for.")
+        raise UserError(f"model '{model}' has no decoder that rollout.preview_decoder can replace.")
     if colon and family == "world":
         from dagflow.policies.world import WorldPolicy
         from dagflow.worlds.catalogue import world
 
         if not whole:
-            raise UserError("machine.shard: a world has no network that could be divided.")
+            raise UserError("machine.shard: a world has no network to shard.")
         return WorldPolicy(world(name), device)
     if colon and family == "ddpm":
         from dagflow.policies.ddpm import DDPMPolicy
 
         if not whole:
-            raise UserError("machine.shard is for Stable Diffusion models, and not for ddpm: ones.")
+            raise UserError("machine.shard is for Stable Diffusion models, not for ddpm: ones.")
         return DDPMPolicy(load_ddpm_pipeline(name, resolve_dtype(dtype, device)), device)
     from dagflow.policies.stable_diffusion import StableDiffusionPolicy
 
@@ -67,7 +68,7 @@ def default_device() -> torch.device:
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype of the frozen network; `auto` is bfloat16 on CUDA and float32 elsewhere.
 
-    bfloat16 on a CPU without the instructions for it is ten times slower than float32.
+    On a CPU without bfloat16 instructions, bfloat16 is ten times slower than float32.
     """
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -77,7 +78,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 def load_pipeline(model: str, dtype: torch.dtype) -> Any:
     """A `StableDiffusionPipeline` from the embedded model, a folder or a hub id.
 
-    All modules get one dtype. Raises UserError if it is no such pipeline or cannot be had.
+    All modules get one dtype. Raises UserError if it is not such a pipeline or does not load.
     """
     return _load(
         "StableDiffusionPipeline",
@@ -97,14 +98,17 @@ def load_ddpm_pipeline(model: str, dtype: torch.dtype) -> Any:
 
 
 def load_preview_decoder(model: str, dtype: torch.dtype) -> Any:
-    """An `AutoencoderTiny`: the embedded model's, from a folder or a hub id. Raises UserError."""
+    """An `AutoencoderTiny` for the embedded model, or from a folder or a hub id.
+
+    Raises UserError as `load_pipeline` does.
+    """
     return _load("AutoencoderTiny", "preview decoder", model, EMBEDDED_PREVIEWS, torch_dtype=dtype)
 
 
 def _load(
     class_name: str, kind: str, model: str, embedded: Mapping[str, str], **options: Any
 ) -> Any:
-    """A thing of that class in diffusers, which gets the options; `kind` is it in words."""
+    """An instance of a diffusers class, loaded with the options; `kind` describes it in words."""
     source = _source(model, embedded)
     import diffusers
     import diffusers.utils.logging
@@ -114,7 +118,7 @@ def _load(
     transformers.utils.logging.disable_progress_bar()
     try:
         loaded = getattr(diffusers, class_name).from_pretrained(source, **options)
-    except Exception as error:  # whatever a folder of somebody else's files can cause
+    except Exception as error:  # anything that a folder of foreign files can cause
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"'{model}' does not load as a {kind}: {reason}") from error
     if isinstance(loaded, diffusers.DiffusionPipeline):
@@ -123,20 +127,20 @@ def _load(
 
 
 def source_folder(model: str, embedded: Mapping[str, str]) -> Path | None:
-    """The folder of a model that is on this machine; None of one that the hub has."""
+    """The folder of a model on this machine; None for a model on the hub."""
     source = Path(_source(model, embedded))
     return source if source.is_dir() else None
 
 
 def _source(model: str, embedded: Mapping[str, str]) -> str:
-    """Where the files are. A path that exists, or looks like one, is never asked of the hub."""
+    """Where the files are. A path that exists, or a name that looks like one, skips the hub."""
     if model in embedded:
         return str(resources.files("dagflow") / embedded[model])
     path = Path(model)
     if path.is_dir():
         if embedded is not EMBEDDED_PREVIEWS and not (path / "model_index.json").is_file():
             raise UserError(
-                f"'{model}' is no diffusers pipeline: the folder has no model_index.json."
+                f"'{model}' is not a diffusers pipeline: the folder has no model_index.json."
             )
         return model
     if path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:

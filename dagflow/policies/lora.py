@@ -1,4 +1,4 @@
-"""LoRA matrices: fresh ones that follow from a seed, and how they pass a network's dtype."""
+"""LoRA matrices: how a seed initialises them, and how they work in a network of another dtype."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dagflow.diffusion.noise import Stream, generator
 
 
 def seed_lora(network: nn.Module, rank: int, seed: int) -> None:
-    """Make what is trained of a network float32, and draw its matrices A from the seed.
+    """Make a network's trained parameters float32, and draw its matrices A from the seed.
 
-    Matrices B are zero already, so that nothing changes until they are trained.
+    The matrices B are already zero, so the network does not change until they are trained.
     """
     source = generator(Stream.WEIGHTS, seed)
     for name, parameter in network.named_parameters():
@@ -22,10 +22,10 @@ def seed_lora(network: nn.Module, rank: int, seed: int) -> None:
 
 
 def keep_dtype(network: nn.Module) -> None:
-    """Have a bfloat16 network stay in bfloat16 where it has float32 LoRA matrices.
+    """Keep a bfloat16 network in bfloat16 where it has float32 LoRA matrices.
 
-    peft would pass all that such a layer is given in float32, and torch.autocast the norms too,
-    which on a GPU is slow. Rounded are the matrices instead, each time that they are used.
+    peft would cast the inputs of such a layer to float32, and torch.autocast those of the norms
+    too, which is slow on a GPU. Instead the matrices are rounded each time that they are used.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -39,14 +39,14 @@ def keep_dtype(network: nn.Module) -> None:
 
 
 class RoundedLinear(nn.Linear):
-    """A float32 matrix, in the dtype of what passes."""
+    """A float32 matrix, rounded to the dtype of the input."""
 
     def forward(self, input: Tensor) -> Tensor:
         return nn.functional.linear(input, self.weight.to(input.dtype), self.bias)
 
 
 class RoundedConv2d(nn.Conv2d):
-    """The same of a convolution."""
+    """The same for a convolution."""
 
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight.to(input.dtype)

@@ -1,4 +1,4 @@
-"""What the engine asks of a model, whatever its family."""
+"""The interface between the engine and a model of any family."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Prediction(NamedTuple):
 
 
 class Policy(Protocol):
-    """A frozen base model, and what is trained on top of it. States are float32 (B, C, H, W)."""
+    """A frozen base model and the weights trained on top of it. States: float32 (B, C, H, W)."""
 
-    WEIGHTS_FILE: str  # in a checkpoint: what is trained, as `save_weights` writes it
+    WEIGHTS_FILE: str  # in a checkpoint: the trained weights, as `save_weights` writes them
     device: torch.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the frozen network."""
+        """The dtype of the frozen network."""
 
     def networks(self) -> dict[str, nn.Module]:
-        """`unet`, `vae`, `preview_decoder`, those of them that there are."""
+        """`unet`, `vae` and `preview_decoder`, as far as the model has them."""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -41,10 +41,10 @@ class Policy(Protocol):
 
     @property
     def spec(self) -> PolicySpec:
-        """What an objective may know."""
+        """What an objective may know about the policy."""
 
     def path(self, num_inference_steps: int) -> GaussianPath:
-        """The states that are visited. Raises UserError for a number that cannot be."""
+        """The states that a sampler visits. Raises UserError for an impossible number of steps."""
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """prompt_embeds (B, L, E)."""
@@ -62,22 +62,22 @@ class Policy(Protocol):
         """Images float32 (B, 3, height, width) in [0, 1]."""
 
     def preview(self, latents: Tensor) -> Tensor:
-        """The same of x0hat on the way, by a cheaper decoder if there is one."""
+        """The same for an intermediate x0hat, with a cheaper decoder if there is one."""
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Terminal states (B, C, H, W) from images (B, 3, height, width) in [0, 1]."""
 
     def add_weights(self, lora: LoraTable, seed: int) -> None:
-        """Begin to train: weights that change nothing yet."""
+        """Add trainable weights that change nothing yet."""
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained."""
+        """The trained parameters."""
 
     def weights(self) -> dict[str, Tensor]:
-        """What is trained by name, as copies on the CPU."""
+        """The trained weights by name, as copies on the CPU."""
 
     def set_weights(self, state: dict[str, Tensor]) -> None:
-        """Put back what `weights` returned."""
+        """Restore what `weights` returned."""
 
     def save_weights(self, folder: Path) -> None:
         """Write `WEIGHTS_FILE`."""
@@ -86,7 +86,7 @@ class Policy(Protocol):
         """What `save_weights` wrote, as `weights` returns it."""
 
     def load_weights(self, folder: Path) -> None:
-        """Use what `save_weights` wrote, without training it. Raises UserError if it fits not."""
+        """Use saved weights without training them. Raises UserError if they do not fit."""
 
     def base(self) -> AbstractContextManager[None]:
         """Inside this context the network is the frozen base model."""

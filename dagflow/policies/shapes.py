@@ -16,8 +16,8 @@ from dagflow.policies.loading import EMBEDDED, EMBEDDED_PREVIEWS, source_folder
 from dagflow.policies.lora import keep_dtype
 from dagflow.types import PolicySpec
 
-TOKENS = 77  # of a prompt in Stable Diffusion; no model here has more
-SD15 = {  # of stable-diffusion-v1-5, and of all that is fine-tuned from it
+TOKENS = 77  # per prompt in Stable Diffusion; no model here has more
+SD15 = {  # shapes of stable-diffusion-v1-5 and of every model fine-tuned from it
     "unet": {"sample_size": 64, "cross_attention_dim": 768},
     "vae": {
         "block_out_channels": (128, 256, 512, 512),
@@ -36,10 +36,10 @@ SD15 = {  # of stable-diffusion-v1-5, and of all that is fine-tuned from it
 
 
 class Shapes:
-    """The networks of a pipeline without their weights, and what one image costs in them."""
+    """The networks of a pipeline without their weights, and their cost for one image."""
 
     def __init__(self, config: Config) -> None:
-        """Raises UserError for a model that is not here and whose shapes are not known."""
+        """Raises UserError for a model that is not on this machine and whose shapes are unknown."""
         from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
         from peft import LoraConfig
         from transformers import CLIPTextConfig, CLIPTextModel
@@ -55,7 +55,7 @@ class Shapes:
             self.preview = AutoencoderTiny.from_config(_preview_table(name)) if name else None
         networks = [self.unet, self.vae, text_encoder, *([self.preview] if self.preview else [])]
         for network in networks:
-            nn.Module.to(network, self.dtype)  # without the warning of diffusers
+            nn.Module.to(network, self.dtype)  # avoids diffusers' warning
         self.frozen_bytes = sum(_bytes(network) for network in networks)
         self.unet.requires_grad_(False)
         lora = LoraConfig(
@@ -83,11 +83,11 @@ class Shapes:
 
     @property
     def image_size(self) -> int:
-        """Pixels of a side."""
+        """The side of an image in pixels."""
         return int(self.spec.latent_size[0] * 2 ** (len(self.vae.config.block_out_channels) - 1))
 
     def guided_pass(self) -> Pass:
-        """Both branches for one image."""
+        """The cost of both guidance branches for one image."""
         latents = torch.empty(2, *self._latent_shape, device="meta", dtype=self.dtype)
         times = torch.zeros(2, dtype=torch.int64, device="meta")
         width = self.spec.cross_attention_dim
@@ -97,12 +97,12 @@ class Shapes:
         )
 
     def decode_flops(self, preview: bool) -> float:
-        """Of one image; `preview`: by the preview decoder if there is one."""
+        """FLOPs to decode one image; `preview`: with the preview decoder if there is one."""
         return forward_flops(lambda: self._decoder(preview).decode(self._one_latent()))
 
     @property
     def decode_bytes(self) -> int:
-        """That one image needs on its way through the VAE."""
+        """Bytes that one image needs on its way through the VAE's decoder."""
         return largest_layer_bytes(self.vae, lambda: self.vae.decode(self._one_latent()))
 
     def _decoder(self, preview: bool) -> Any:
@@ -123,7 +123,7 @@ def _bytes(network: nn.Module) -> int:
 def _tables(model: str) -> dict[str, Any]:
     """The configurations of a pipeline's networks."""
     if model.startswith(("world:", "ddpm:")):
-        raise UserError(f"only models of Stable Diffusion's v1 kind can be counted, not '{model}'.")
+        raise UserError(f"only models like Stable Diffusion v1 can be counted, not '{model}'.")
     folder = source_folder(model, EMBEDDED)
     if folder is not None:
         return {name: _json(folder / name / "config.json") for name in SD15}
@@ -131,12 +131,12 @@ def _tables(model: str) -> dict[str, Any]:
         return SD15
     raise UserError(
         f"the shapes of '{model}' are not known here: give the folder of a pipeline, or a model of "
-        f"the family stable-diffusion-v1."
+        f"the stable-diffusion-v1 family."
     )
 
 
 def _preview_table(name: str) -> dict[str, Any]:
-    """Of an AutoencoderTiny; of one that is not here, the defaults, which are TAESD's."""
+    """The configuration of an AutoencoderTiny; if it is not here, the defaults (TAESD's)."""
     folder = source_folder(name, EMBEDDED_PREVIEWS)
     return _json(folder / "config.json") if folder is not None else {}
 

@@ -25,12 +25,12 @@ CACHED_TEXTS = 1024
 
 
 def _speaks_of_the_unet(record: logging.LogRecord) -> bool:
-    """Of each LoRA for the UNet alone, diffusers says that it has nothing for the text encoder."""
+    """Drop the line in which diffusers says that a LoRA has nothing for the text encoder."""
     return not record.getMessage().startswith("No LoRA keys associated to CLIPTextModel")
 
 
 class StableDiffusionPolicy:
-    """A frozen pipeline, and a LoRA on its UNet that is trained."""
+    """A frozen pipeline, and a trained LoRA on its UNet."""
 
     WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
 
@@ -42,9 +42,9 @@ class StableDiffusionPolicy:
         preview_decoder: Any | None = None,
         whole: bool = True,
     ) -> None:
-        """`preview_decoder`: an AutoencoderTiny; not `whole`: the UNet stays where it is.
+        """`preview_decoder`: an AutoencoderTiny; if not `whole`, the UNet stays where it is.
 
-        Raises UserError for parts that fit not.
+        Raises UserError for parts that do not fit together.
         """
         _check(pipeline, preview_decoder)
         self.pipeline = pipeline
@@ -67,7 +67,7 @@ class StableDiffusionPolicy:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the frozen UNet."""
+        """The dtype of the frozen UNet."""
         return self.unet.dtype  # type: ignore[no-any-return]
 
     def networks(self) -> dict[str, nn.Module]:
@@ -87,7 +87,7 @@ class StableDiffusionPolicy:
         return PolicySpec(channels, self.unet.config.cross_attention_dim, (height, width))
 
     def scheduler(self) -> Any:
-        """diffusers' DDIMScheduler of this model, which a path is that of at eta = 1."""
+        """diffusers' DDIMScheduler of this model; a path has its states and steps at eta = 1."""
         from diffusers import DDIMScheduler
 
         config = self.pipeline.scheduler.config
@@ -103,7 +103,7 @@ class StableDiffusionPolicy:
         if num_inference_steps >= trained:
             raise UserError(
                 f"{num_inference_steps} inference steps are too many: the model was trained with "
-                f"{trained}, of which a sampler can visit {trained - 1}."
+                f"{trained}, and a sampler can take at most {trained - 1}."
             )
         scheduler = self.scheduler()
         scheduler.set_timesteps(num_inference_steps)
@@ -118,18 +118,18 @@ class StableDiffusionPolicy:
         kept = slice(0, -1 if noiseless_end else None)
         if noiseless_end and num_inference_steps < 2:
             raise UserError(
-                "this model's scheduler needs rollout.num_inference_steps of at least 2."
+                "this model's scheduler needs rollout.num_inference_steps to be at least 2."
             )
         if self.prediction_type == "epsilon" and not alpha_squared[0] > 0:
             raise UserError(
-                "the first state is nothing but noise (alpha = 0), and a prediction of that noise "
-                "says nothing of the image: set rescale_betas_zero_snr = false, or "
+                "the first state is pure noise (alpha = 0), and a prediction of that noise says "
+                "nothing about the image: set rescale_betas_zero_snr = false, or "
                 "timestep_spacing = 'leading', in the model's scheduler_config.json."
             )
         if not (alpha_squared[kept].diff() > 0).all():
             raise UserError(
                 "with these settings the model's scheduler visits one noise level twice; "
-                "give another number of inference steps."
+                "use another number of inference steps."
             )
         return GaussianPath(
             alpha_squared[kept].sqrt(),
@@ -140,9 +140,9 @@ class StableDiffusionPolicy:
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """prompt_embeds (B, L, E) in the network's dtype; a text is encoded once, and alone.
+        """prompt_embeds (B, L, E) in the network's dtype; each text is encoded once, on its own.
 
-        So its embedding does not depend on what is drawn beside it, nor on what was before.
+        So its embedding does not depend on the rest of the batch, nor on earlier batches.
         """
         for text in dict.fromkeys(texts):
             if text not in self._embeds:
@@ -186,7 +186,7 @@ class StableDiffusionPolicy:
 
     @torch.no_grad()
     def preview(self, latents: Tensor) -> Tensor:
-        """The same by the preview decoder, if there is one."""
+        """The same with the preview decoder, if there is one."""
         return self._decoded(self._preview_decoder or self.pipeline.vae, latents)
 
     def _decoded(self, vae: Any, latents: Tensor) -> Tensor:
@@ -201,9 +201,9 @@ class StableDiffusionPolicy:
         return (moments.mean * vae.config.scaling_factor).float()  # type: ignore[no-any-return]
 
     def add_weights(self, lora: LoraTable, seed: int) -> None:
-        """Adapt the UNet by a fresh LoRA, in float32, that changes nothing until it is trained.
+        """Add a fresh float32 LoRA to the UNet; it changes nothing until it is trained.
 
-        Raises UserError if no layer bears one of the target names.
+        Raises UserError if no layer has one of the target names.
         """
         from peft import LoraConfig
 
@@ -221,7 +221,7 @@ class StableDiffusionPolicy:
         keep_dtype(self.unet)
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained: the LoRA's matrices."""
+        """The trained parameters: the LoRA's matrices."""
         return [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
 
     def weights(self) -> dict[str, Tensor]:
@@ -229,19 +229,19 @@ class StableDiffusionPolicy:
         from peft.utils import get_peft_model_state_dict
 
         state = get_peft_model_state_dict(self.unet, adapter_name=ADAPTER)
-        plain = torch.contiguous_format  # whatever the order of the network's
+        plain = torch.contiguous_format  # whatever the network's memory format
         return {
             name: tensor.detach().cpu().clone(memory_format=plain) for name, tensor in state.items()
         }
 
     def set_weights(self, state: dict[str, Tensor]) -> None:
-        """Put back what `weights` returned."""
+        """Restore what `weights` returned."""
         from peft.utils import set_peft_model_state_dict
 
         set_peft_model_state_dict(self.unet, state, adapter_name=ADAPTER)
 
     def save_weights(self, folder: Path) -> None:
-        """Write pytorch_lora_weights.safetensors as diffusers' `load_lora_weights` reads it."""
+        """Write pytorch_lora_weights.safetensors for diffusers' `load_lora_weights`."""
         type(self.pipeline).save_lora_weights(
             folder,
             unet_lora_layers=self.weights(),
@@ -257,7 +257,7 @@ class StableDiffusionPolicy:
         }
 
     def load_weights(self, folder: Path) -> None:
-        """Load what `save_weights` wrote, by diffusers' own reader.
+        """Load what `save_weights` wrote, with diffusers' own reader.
 
         Raises UserError if the folder holds no LoRA for this network.
         """
@@ -288,7 +288,7 @@ class StableDiffusionPolicy:
 
 
 def _check(pipeline: Any, preview_decoder: Any | None) -> None:
-    """Raise UserError for a pipeline that loads but is of another kind, or a decoder of others."""
+    """Raise UserError for a pipeline that loads but is not supported, or a decoder that misfits."""
     unet, vae, text = pipeline.unet.config, pipeline.vae.config, pipeline.text_encoder.config
     known = ("epsilon", "v_prediction", "sample")
     reasons = {
@@ -303,7 +303,7 @@ def _check(pipeline: Any, preview_decoder: Any | None) -> None:
     }
     found = [reason for reason, applies in reasons.items() if applies]
     if found:
-        raise UserError(f"this pipeline is not of Stable Diffusion's v1 kind: {found[0]}.")
+        raise UserError(f"this pipeline is not like Stable Diffusion v1: {found[0]}.")
     if preview_decoder is None:
         return
     enlarges = 2 ** (len(preview_decoder.config.decoder_block_out_channels) - 1)
@@ -312,5 +312,5 @@ def _check(pipeline: Any, preview_decoder: Any | None) -> None:
         raise UserError(
             f"the preview decoder takes latents of {preview_decoder.config.latent_channels} "
             f"channels and enlarges them {enlarges} times; the model's VAE takes "
-            f"{vae.latent_channels} and enlarges {factor} times."
+            f"{vae.latent_channels} and enlarges them {factor} times."
         )

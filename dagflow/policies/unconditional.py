@@ -1,4 +1,4 @@
-"""What policies without a prompt share."""
+"""What policies that read no prompt have in common."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dagflow.policies.policy import Prediction
 
-WIDTH = 8  # E of the prompt_embeds, which say nothing
+WIDTH = 8  # E of the prompt_embeds, which are all zero
 
 
 class Unconditional(ABC):
@@ -23,7 +23,7 @@ class Unconditional(ABC):
         return torch.float32
 
     def networks(self) -> dict[str, nn.Module]:
-        """None that diffusers knows."""
+        """Empty: there are no diffusers networks."""
         return {}
 
     @torch.no_grad()

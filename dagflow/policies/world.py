@@ -1,4 +1,4 @@
-"""A world as a policy: an exact base model, and a small network that is trained to tilt it."""
+"""A world as a policy: an exact base model, and a small network trained to tilt it."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from dagflow.worlds.catalogue import World
 from dagflow.worlds.mixture import Mixture
 
 TIMES = 1000
-FIRST, LAST = 0.9994, 0.05  # of alpha = cos(pi t / 2): from 9e-4 to 0.997
+FIRST, LAST = 0.9994, 0.05  # t of alpha = cos(pi t / 2), which goes from 9e-4 to 0.997
 HIDDEN = 128
 FREQUENCIES = 6
 
 
 class WorldPolicy(Unconditional):
-    """Predicts v = alpha noise - sigma x0, the exact one of a mixture.
+    """Predicts v = alpha noise - sigma x0 exactly, for a mixture.
 
-    What is trained decides at every state and time how the base model's components are weighed, so
-    the exact target is within reach (a constant), and states off the mixture are not.
+    The trained network weighs the base model's components at every state and time. So it can
+    represent the exact target (with a constant output), and never states off the mixture.
     """
 
     WEIGHTS_FILE = "tilt.safetensors"
@@ -60,7 +60,7 @@ class WorldPolicy(Unconditional):
         return PolicySpec(channels, WIDTH, (height, width))
 
     def path(self, num_inference_steps: int) -> GaussianPath:
-        """T+1 states at even distances in t, from alpha = 9e-4 to sigma = 0.08."""
+        """T+1 states, evenly spaced in t, from alpha = 9e-4 to sigma = 0.08."""
         if num_inference_steps >= TIMES:
             raise UserError(f"a world has {TIMES - 1} inference steps at most.")
         timesteps = torch.linspace(TIMES - 1, 0, num_inference_steps + 1).round().long()
@@ -85,7 +85,7 @@ class WorldPolicy(Unconditional):
         return self.world.to_states(images).view(-1, *self.latent_shape)
 
     def add_weights(self, lora: LoraTable, seed: int) -> None:
-        """A fresh tilt that is zero; `lora` is of no use here."""
+        """A fresh tilt that is zero; `lora` is ignored."""
         components, values = self._base.means.shape
         self._tilt = Tilt(values, components, seed).to(self.device)
         self._tilts = True
@@ -120,9 +120,9 @@ class WorldPolicy(Unconditional):
 
     @contextmanager
     def exact_target(self) -> Iterator[None]:
-        """Inside this context the prediction is the target's exact one: a sampler's yardstick.
+        """Inside this context the prediction is exact for the target: a yardstick for samplers.
 
-        It is no bound: with finitely many steps the sampler itself is inexact.
+        It is not a bound: with finitely many steps the sampler itself is inexact.
         """
         yield from self._untilted(self._target)
 
@@ -151,7 +151,7 @@ class Tilt(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """Times are from 0 to 1. Zero before training."""
+        """Logits for times from 0 to 1; zero before training."""
         hidden = torch.cat([x, time_features(time)], 1)
         for layer in self.layers:
             hidden = nn.functional.silu(layer(hidden))

@@ -1,4 +1,4 @@
-"""The built-in prompt sources, registered like anybody's."""
+"""The built-in prompt sources, registered like those of any plugin."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ IMAGENET = {"all": range(1000), "animals": range(398), "dogs": range(151, 269)}
 
 
 def animals(heldout: NonNegativeInt = 0) -> Split:
-    """The 45 simple animals of the DDPO paper: "a cat", "an ant", ..."""
+    """The DDPO paper's 45 simple animals: "a cat", "an ant", ..."""
     return hold_out([f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in ANIMALS], heldout)
 
 
@@ -52,7 +52,7 @@ def imagenet(subset: Subset = "all", heldout: NonNegativeInt = 0) -> Split:
 
 @reads(DRAWBENCH)
 def drawbench(heldout: NonNegativeInt = 2) -> Split:
-    """DrawBench but for misspellings and rare words; the first `heldout` of each category apart."""
+    """DrawBench except misspellings and rare words; the first `heldout` per category held out."""
     prompts = read_prompts(str(locate(DRAWBENCH)))
     categories = [str(prompt.metadata.get("Category")).strip() for prompt in prompts]
     if collections.Counter(categories) != DRAWBENCH_CATEGORIES:
@@ -67,7 +67,7 @@ def drawbench(heldout: NonNegativeInt = 2) -> Split:
 
 @reads(*HPDV2.values())
 def hpdv2(styles: Sequence[Style] = tuple(HPDV2), heldout: NonNegativeInt = 10) -> Split:
-    """HPDv2's benchmark, 800 prompts a style; the first `heldout` of each are held out."""
+    """HPDv2's benchmark, 800 prompts per style; the first `heldout` of each are held out."""
     prompts = [
         Prompt(prompt.text, {"style": style})
         for style in styles
@@ -94,7 +94,7 @@ def counting(low: PositiveInt = 2, high: PositiveInt = 9, heldout: NonNegativeIn
 
 
 def nouns_activities(heldout: NonNegativeInt = 0) -> Split:
-    """Animals that do what people do, as in the DDPO paper: "a cat riding a bike", ..."""
+    """Animals doing what people do, as in the DDPO paper: "a cat riding a bike", ..."""
     return hold_out(
         [f"{animal.text} {what}" for animal in animals() for what in ACTIVITIES], heldout
     )
@@ -103,7 +103,7 @@ def nouns_activities(heldout: NonNegativeInt = 0) -> Split:
 def hub(
     path: str, split: str = "train", subset: str = "", column: str = "", revision: str = "main"
 ) -> Sequence[Prompt]:
-    """A dataset of the model hub, or a folder of one; `hub:OWNER/NAME`."""
+    """A dataset on the model hub, or a folder of data files; `hub:OWNER/NAME`."""
     return read_dataset(path, split, subset or None, column, revision)
 
 
@@ -113,7 +113,7 @@ def texts(texts: list[str]) -> Sequence[str]:
 
 
 def file(path: str) -> Sequence[Prompt]:
-    """A file of prompts: .txt (a line each), .csv, .json, .jsonl or .parquet; `file:PATH`."""
+    """A file of prompts: .txt (one per line), .csv, .json, .jsonl or .parquet; `file:PATH`."""
     return read_prompts(path)
 
 

@@ -16,9 +16,9 @@ COLUMNS = ("prompt", "prompts", "text", "caption")
 def read_prompts(path: str) -> list[Prompt]:
     """The prompts of a file, in order; blank ones are left out.
 
-    .txt holds one a line; .csv and .parquet have a column named prompt, prompts, text or caption
-    (in any case), the other columns being metadata; .json is a list of texts, or of objects with
-    such a key, and .jsonl has one of those a line.
+    .txt holds one per line. .csv and .parquet have a column named prompt, prompts, text or caption
+    (in any case); the other columns become metadata. .json is a list of texts, or of objects with
+    such a key; .jsonl has one of those per line.
     Raises UserError if the file is missing, of another kind, or has no such column.
     """
     file = Path(path).expanduser()
@@ -38,9 +38,9 @@ def read_prompts(path: str) -> list[Prompt]:
 def from_items(
     source: str, items: Iterable[tuple[int, Any]], columns: Sequence[str] = COLUMNS
 ) -> list[Prompt]:
-    """The prompt of each numbered item: a text, or an object with one under one of the `columns`.
+    """The prompt of each numbered item: a text, or an object with a text under one of `columns`.
 
-    Blank ones are left out. Raises UserError, with what the source is called, for an item without.
+    Blank ones are left out. Raises UserError, naming the source, for an item without a text.
     """
     found = [_prompt(f"{source}, item {number}", item, columns) for number, item in items]
     return [prompt for prompt in found if prompt.text.strip()]
@@ -50,7 +50,7 @@ def _prompt(where: str, item: Any, columns: Sequence[str]) -> Prompt:
     if isinstance(item, str):
         return Prompt(item)
     row = item if isinstance(item, dict) else {}
-    if None in row:  # where csv puts what no column is left for
+    if None in row:  # csv puts surplus fields there
         raise UserError(f"{where}: more fields than columns. Quote texts that hold commas.")
     key = _column(list(row), columns)
     if key is None or not isinstance(row[key], str):
@@ -59,7 +59,7 @@ def _prompt(where: str, item: Any, columns: Sequence[str]) -> Prompt:
 
 
 def _column(keys: Sequence[Any], columns: Sequence[str]) -> Any:
-    """The first of the columns that is there, in any case; the exact one before others."""
+    """The first of the columns that exists, in any case; an exact match goes first."""
     for column in columns:
         alike = [key for key in keys if str(key).lower() == column.lower()]
         if alike:
@@ -72,7 +72,7 @@ def _read_txt(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Not by `splitlines`: a prompt may hold a separator of Unicode's."""
+    """The numbered lines; not `splitlines`, because a prompt may contain a Unicode separator."""
     return enumerate(file.read_text(encoding="utf-8-sig").split("\n"), 1)
 
 
@@ -85,14 +85,14 @@ def _read_csv(file: Path) -> Iterator[tuple[int, Any]]:
                 raise UserError(f"'{file}' has several columns named {column}.")
             yield from enumerate(reader, 2)
         except csv.Error as error:
-            hint = 'A text in "quotes" ends at its comma, and has those within it twice: ""'
+            hint = 'A text in "quotes" ends right before a comma, and doubles quotes inside: ""'
             raise UserError(f"'{file}', after line {reader.line_num}: {error}. {hint}.") from None
 
 
 def _read_json(file: Path) -> Iterator[tuple[int, Any]]:
     items = json.loads(file.read_text(encoding="utf-8-sig"))
     if not isinstance(items, list):
-        raise UserError(f"'{file}' holds no list.")
+        raise UserError(f"'{file}' does not hold a list.")
     return enumerate(items, 1)
 
 
@@ -112,7 +112,7 @@ def _read_parquet(file: Path) -> Iterator[tuple[int, Any]]:
         raise UserError(f"'{file}': .parquet needs pyarrow. Try: pip install pyarrow") from None
     try:
         return enumerate(parquet.read_table(file).to_pylist(), 1)
-    except (ArrowException, OverflowError) as error:  # OverflowError: dates that Python has not
+    except (ArrowException, OverflowError) as error:  # OverflowError: dates out of Python's range
         raise UserError(f"'{file}' cannot be read: {error}") from None
 
 

@@ -1,4 +1,4 @@
-"""Prompts from a dataset of the model hub."""
+"""Prompts from a dataset on the model hub."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dagflow.prompt_sources.files import COLUMNS, from_items
 def read_dataset(
     path: str, split: str, subset: str | None, column: str, revision: str
 ) -> list[Prompt]:
-    """The texts of one column, by default the one that is named like prompts.
+    """The texts of one column, by default one of `COLUMNS`.
 
-    Other columns of texts and numbers are metadata. `path`: "owner/name", or a folder of data
-    files. Raises UserError if there is no such dataset, split, subset or column.
+    Other columns with plain values (texts, numbers) become metadata. `path`: "owner/name", or a
+    folder of data files. Raises UserError if there is no such dataset, split, subset or column.
     """
     try:
         import datasets
@@ -20,7 +20,7 @@ def read_dataset(
         raise UserError("hub: needs a library. Try: pip install datasets") from None
     try:
         data = datasets.load_dataset(path, subset, split=split, revision=revision)
-    except Exception as error:  # of many libraries
+    except Exception as error:  # from many libraries
         raise UserError(f"hub:{path}, split {split}: {type(error).__name__}: {error}") from None
     plain = [name for name, kind in data.features.items() if isinstance(kind, datasets.Value)]
     if column and column not in plain:

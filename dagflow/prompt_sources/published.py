@@ -29,7 +29,7 @@ DRAWBENCH = WeightFile(
     licence="Apache-2.0",
     kind="dataset",
 )
-DRAWBENCH_CATEGORIES = {  # and how many prompts each has: its one check
+DRAWBENCH_CATEGORIES = {  # and their numbers of prompts, the file's only check
     "Colors": 25,
     "Conflicting": 10,
     "Counting": 19,
@@ -42,7 +42,7 @@ DRAWBENCH_CATEGORIES = {  # and how many prompts each has: its one check
     "Reddit": 38,
     "Text": 21,
 }
-DRAWBENCH_UNUSED = {"Misspellings", "Rare Words"}  # by the paper's authors
+DRAWBENCH_UNUSED = {"Misspellings", "Rare Words"}  # the paper's authors do not use these
 
 HPDV2: dict[Style, WeightFile] = {
     style: WeightFile(

@@ -8,7 +8,7 @@ from dagflow import Prompt, UserError
 
 
 class Split(list[Prompt]):
-    """The prompts to train on; `heldout` are the others, and no text is in both."""
+    """The prompts to train on; `heldout` holds the others. No text is in both."""
 
     def __init__(self, prompts: Iterable[Prompt], heldout: Iterable[Prompt]) -> None:
         self.heldout = list(heldout)
@@ -17,9 +17,11 @@ class Split(list[Prompt]):
 
 
 def hold_out(texts: Sequence[str], count: int) -> Split:
-    """Hold out `count` of the texts, spread evenly. Raises UserError if none would be left."""
+    """Hold out `count` evenly spaced texts. Raises UserError if none would be left."""
     if not 0 <= count < len(texts):
-        raise UserError(f"heldout = {count}: 0 to {len(texts) - 1} of {len(texts)} prompts can be.")
+        raise UserError(
+            f"heldout = {count}: expected 0 to {len(texts) - 1} of {len(texts)} prompts."
+        )
     chosen = (texts[index * len(texts) // count] for index in range(count))
     return Split(map(Prompt, texts), map(Prompt, chosen))
 

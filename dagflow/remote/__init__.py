@@ -1,4 +1,4 @@
-"""The built-in rewards that live elsewhere: on a server, or in an environment of their own."""
+"""The built-in rewards that run elsewhere: on a server, or in their own virtual environment."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def remote(
 ) -> Reward:
     """A reward that `dagflow serve` offers at a URL; `remote:URL` for short.
 
-    Timeouts and `backoff` are seconds; the wait before retry k is backoff * 2^k, at most 30.
-    `batch` is the images of one request, 0 for as many as the server takes; up to `in_flight`
-    requests travel together. The token is the content of `token_file`, or DAGFLOW_TOKEN.
+    Timeouts and `backoff` are seconds; the wait before retry k = 0, 1, ... is backoff * 2^k, at
+    most 30. `batch` is the number of images per request, 0 for as many as the server accepts; up to
+    `in_flight` requests travel at once. The token is the content of `token_file`, or DAGFLOW_TOKEN.
 
-    Raises UserError if no server answers, or one that refuses the token or speaks otherwise.
+    Raises UserError if no server answers, or if it refuses the token or speaks another protocol.
     """
     from dagflow.remote.client import Patience, RemoteReward, read_token
 
@@ -47,10 +47,10 @@ def isolated(
 ) -> Reward:
     """A reward in another virtual environment; `isolated:NAME@VENV` for short.
 
-    Starts `VENV/bin/python -m dagflow serve NAME`, and again after a crash, `restarts` times at
-    most. All other options are the reward's own. Timeouts are seconds.
+    Starts `VENV/bin/python -m dagflow serve NAME`, and again after a crash, at most `restarts`
+    times. All other options are the reward's own. Timeouts are seconds.
 
-    Raises UserError if there is no such environment, it has no dagflow, or no such reward.
+    Raises UserError if there is no such environment, or it has no dagflow or no such reward.
     """
     from dagflow.remote.environment import IsolatedReward
 

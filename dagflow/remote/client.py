@@ -28,12 +28,12 @@ PIECE = 2**18  # bytes
 
 
 class Unreachable(Exception):
-    """No server there, or one that is busy or still loading: worth another attempt."""
+    """There is no server, or it is busy or still loading: worth another attempt."""
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for a server; seconds but for `retries`."""
+    """How long to wait for a server; in seconds, except `retries`."""
 
     connect_timeout: float
     read_timeout: float
@@ -48,7 +48,7 @@ class Patience:
 
 @dataclass(frozen=True)
 class Versions:
-    """Of a server's dagflow, and of what it speaks."""
+    """The versions of a server's dagflow and wire format."""
 
     dagflow: str
     wire: int
@@ -56,7 +56,7 @@ class Versions:
 
 @dataclass(frozen=True)
 class Offer:
-    """What a server said of itself."""
+    """What a server says about itself."""
 
     serves: str
     max_images: PositiveInt
@@ -64,11 +64,11 @@ class Offer:
 
 
 class RemoteReward:
-    """Scores images by asking a server; gives what the reward itself would give, bit for bit.
+    """Scores images by asking a server; returns what the reward itself would, bit for bit.
 
-    A batch is one request if it fits the server's limits, else several, `in_flight` at a time:
-    requests of one call, and of calls from several threads.
-    After a failure that another attempt may mend, `moved` is asked for the server's URL.
+    A batch is one request if it fits the server's limits, else several. At most `in_flight`
+    requests are under way at a time, including those of calls from other threads.
+    Before another attempt, `moved` is asked for the server's current URL.
 
     Raises UserError if there is no usable server at the URL.
     """
@@ -94,7 +94,7 @@ class RemoteReward:
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """Scores, float32 (B,), on the device of the images, float32 (B, 3, height, width).
 
-        Raises PluginError if the server refuses, its reward raises, or it stays away.
+        Raises PluginError if the server refuses, its reward raises, or it stays unreachable.
         """
         there = images.detach().to("cpu")
         size = self._chunk_size(there)
@@ -113,7 +113,7 @@ class RemoteReward:
 
     def _chunk_size(self, images: Tensor) -> int:
         most = self._offer.max_bytes
-        room = most - min(most // 8, wire.MAX_HEADER_BYTES)  # some of it is for the prompts
+        room = most - min(most // 8, wire.MAX_HEADER_BYTES)  # the rest is for the prompts
         by_bytes = max(1, room // wire.image_bytes(images))
         return min(self._offer.max_images, by_bytes, self._batch or self._offer.max_images)
 
@@ -171,7 +171,7 @@ class RemoteReward:
 
 
 def pieces(payload: bytes) -> Iterator[bytes]:
-    """A body as parts: the client copies what is left of a part each time that it sends some."""
+    """A body in parts: with each write the client copies the unsent rest of the current part."""
     for start in range(0, len(payload), PIECE):
         yield payload[start : start + PIECE]
 
@@ -189,7 +189,7 @@ def checked_url(url: str) -> str:
 
 
 def read_token(file: str) -> str:
-    """The content of the file, else of DAGFLOW_TOKEN; empty if there is neither.
+    """The content of the file, else the value of DAGFLOW_TOKEN; empty if there is neither.
 
     Raises UserError if the file cannot be read or the token is not printable ASCII.
     """
@@ -199,19 +199,19 @@ def read_token(file: str) -> str:
         raise UserError(f"the token file '{file}' cannot be read: {error}") from error
     token = (token or "").strip()
     if not (token.isascii() and token.isprintable()) or " " in token or (file and not token):
-        raise UserError("a token is printable ASCII without spaces, and not empty.")
+        raise UserError("a token must be printable ASCII without spaces, and not empty.")
     return token
 
 
 def read_offer(content: bytes, url: str) -> Offer:
-    """What a server's /ready says. Raises UserError if it is none of ours, or of another age."""
+    """What a server's /ready says. Raises UserError if it is not ours, or of another version."""
     try:
         theirs = TypeAdapter(Versions).validate_json(content, strict=True)
         if theirs.wire != wire.WIRE_VERSION:
             raise UserError(
-                f"the server at {url} (dagflow {theirs.dagflow}) speaks wire version {theirs.wire},"
-                f" this dagflow ({__version__}) version {wire.WIRE_VERSION}. Install the same "
-                f"dagflow on both sides."
+                f"the server at {url} (dagflow {theirs.dagflow}) speaks wire version {theirs.wire};"
+                f" this dagflow ({__version__}) speaks version {wire.WIRE_VERSION}. Install the "
+                f"same dagflow on both sides."
             )
         return TypeAdapter(Offer).validate_json(content, strict=True)
     except ValidationError:
@@ -219,7 +219,7 @@ def read_offer(content: bytes, url: str) -> Offer:
 
 
 def error_of(status: int, content: bytes) -> tuple[str, str]:
-    """Kind and message of a refusal, also of one that no server of ours wrote."""
+    """Kind and message of a refusal, even if it is not from our server."""
     try:
         error = json.loads(content)["error"]
         return str(error["kind"]), str(error["message"])
@@ -236,16 +236,16 @@ def _failure(url: str, status: int, content: bytes) -> PluginError:
 
 
 def _client(token: str, patience: Patience, in_flight: int) -> httpx2.Client:
-    """Goes straight to the server: proxies of the environment are for other traffic."""
+    """A client without proxies: those of the environment are for other traffic."""
     headers = {wire.WIRE_HEADER: str(wire.WIRE_VERSION), "content-type": wire.CONTENT_TYPE}
     if token:
         headers["authorization"] = f"Bearer {token}"
     return httpx2.Client(
         headers=headers,
         timeout=httpx2.Timeout(
-            RemoteReward.concurrency * patience.read_timeout,  # the batch before it comes first
+            RemoteReward.concurrency * patience.read_timeout,  # the previous batch comes first
             connect=patience.connect_timeout,
-            pool=None,  # a request may wait for others of ours as long as they take
+            pool=None,  # a request waits for our other requests as long as they take
         ),
         limits=httpx2.Limits(max_connections=in_flight, keepalive_expiry=10.0),
         trust_env=False,

@@ -1,4 +1,4 @@
-"""A reward in a virtual environment of its own: a server that lives as long as this process."""
+"""A reward in its own virtual environment: a server that lives as long as this process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dagflow.remote.client import TOKEN_VARIABLE, Patience, RemoteReward
 logger = logging.getLogger("dagflow.remote")
 
 ANNOUNCED = re.compile(r"dagflow serves .* at (http://\S+)$")
-TAIL = 15  # lines of the log in a message
+TAIL = 15  # lines of the log in an error message
 BACKLOG = 2000  # lines kept until there is a file to write them to
 STOP_SECONDS = 5.0
 USER_ERROR = 2  # the exit code of every dagflow command
@@ -34,7 +34,7 @@ OF_THE_TRAINER = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONSAFEPATH")
 
 
 class Log:
-    """What the servers of a reward print: in memory, and in a file once there is one."""
+    """What a reward's servers print: in memory, and in a file once there is one."""
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=BACKLOG)
@@ -48,7 +48,7 @@ class Log:
                 self._file.write(line + "\n")
 
     def open(self, path: Path) -> None:
-        """Write to that file from now on, and first what has come so far."""
+        """Write to that file from now on, starting with the lines so far."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._lock:
             self._file = path.open("a", encoding="utf-8", buffering=1)
@@ -57,18 +57,18 @@ class Log:
     def tail(self) -> str:
         with self._lock:
             lines = list(self._lines)[-TAIL:]
-        return "\n".join(["Its log ends:", *lines]) if lines else "It left no log."
+        return "\n".join(["The end of its log:", *lines]) if lines else "It left no log."
 
 
 class Announcement:
-    """The URL that a server prints once its reward is loaded; none if it ends before."""
+    """The URL that a server prints once its reward is loaded; empty if it exits before."""
 
     def __init__(self) -> None:
         self.url = ""
         self.settled = threading.Event()
 
     def listen(self, stream: IO[bytes], log: Log) -> None:
-        """Log all that a server prints, until it ends."""
+        """Log everything that a server prints, until it exits."""
         for line in stream:
             text = line.decode("utf-8", "replace").rstrip()
             log.add(text)
@@ -86,7 +86,7 @@ class Server:
         self._process = subprocess.Popen(
             command,
             env={**inherited, TOKEN_VARIABLE: token, "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.PIPE,  # never written to; closed by our end, whatever that is
+            stdin=subprocess.PIPE,  # never written to; it closes when we exit, however that happens
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for the trainer, which still needs the server
@@ -114,17 +114,17 @@ class Server:
         return self._heard.url
 
     def wait(self, seconds: float) -> None:
-        """Until the server is ready or has ended, or that long."""
+        """Wait until the server is ready or has exited, at most that long."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.exit_code is None:
             if self._heard.settled.wait(0.1):
                 break
-        if self._heard.settled.is_set() and not self.url:  # its output ends a moment before it does
+        if self._heard.settled.is_set() and not self.url:  # its output ends just before it exits
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_SECONDS)
 
     def last_words(self) -> None:
-        """Wait until all that an ended process printed is in the log."""
+        """Wait until everything that an exited process printed is in the log."""
         self._process.wait()
         self._reader.join(STOP_SECONDS)
 
@@ -133,7 +133,7 @@ class Server:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a server and what it started: by closing its input, or else by force."""
+    """Stop a server and its children: by closing its input, or else by force."""
     assert process.stdin is not None
     process.stdin.close()
     try:
@@ -146,7 +146,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 class IsolatedReward:
     """`NAME@VENV`, served by a process that this one starts, restarts and never leaves behind.
 
-    Raises UserError if there is no such environment, no dagflow or no such reward in it, and
+    Raises UserError if there is no such environment, or it has no dagflow or no such reward, and
     PluginError if the reward fails to load.
     """
 
@@ -180,7 +180,7 @@ class IsolatedReward:
 
     @property
     def pid(self) -> int:
-        """Of the server process."""
+        """The server's process id."""
         return self._server.pid
 
     def open_log(self, folder: Path) -> None:
@@ -189,11 +189,11 @@ class IsolatedReward:
         self._log.open(folder / "logs" / f"{self._name}@{environment}.log")
 
     def close(self) -> None:
-        """Stop the server; also done when the process ends."""
+        """Stop the server; this also happens when the process exits."""
         self._server.close()
 
     def _living_server(self) -> str:
-        """The server's URL; that of a new server if it has died. Called by several threads."""
+        """The server's URL, or that of a new server if it has died. Called from several threads."""
         with self._lock:
             if self._server.exit_code is None:
                 return self._server.url
@@ -211,7 +211,7 @@ class IsolatedReward:
             return self._server.url
 
     def _start(self) -> Server:
-        """A server that has loaded its reward."""
+        """Start a server and wait until it has loaded its reward."""
         command = [str(self._python), "-P", "-m", "dagflow", "serve", self._name, "--port", "0",
                    "--exit-with-parent", *self._settings]  # fmt: skip
         server = Server(command, self._token, self._log)
@@ -225,7 +225,7 @@ class IsolatedReward:
         return server
 
     def _failure(self, server: Server) -> Exception:
-        """Why a server did not start, from its exit code: 2 is wrong input, as everywhere."""
+        """Why a server did not start, from its exit code: 2 means wrong input, as everywhere."""
         if server.exit_code is None:
             return PluginError(
                 f"{self._what()} was not ready within {self._start_timeout:g} s. {self._log.tail()}"
@@ -249,17 +249,17 @@ def python_of(environment: Path) -> Path:
     """The interpreter of a virtual environment. Raises UserError if there is none."""
     python = environment / "bin" / "python"
     if not python.exists():
-        raise UserError(f"isolated: '{environment}' is no virtual environment: no {python}.")
-    return python.absolute()  # not resolved: the link itself is what makes it an environment
+        raise UserError(f"isolated: '{environment}' is not a virtual environment: no {python}.")
+    return python.absolute()  # not resolved: the link itself makes it an environment
 
 
 def settings(options: Mapping[str, Any]) -> list[str]:
-    """Options as `-s key=value`, in TOML."""
+    """Options as `-s key=value` arguments, in TOML."""
     return [word for key, value in options.items() for word in ("-s", f"{key}={_toml(value)}")]
 
 
 def _toml(value: Any) -> str:
-    """In one line."""
+    """A value as TOML on one line."""
     if isinstance(value, Mapping):
         pairs = (f"{tomlkit.item(key).as_string()} = {_toml(x)}" for key, x in value.items())
         return f"{{{', '.join(pairs)}}}"

@@ -1,4 +1,4 @@
-"""The server process: its socket, its time limits for connections, and its end."""
+"""The server process: its socket, its time limits for connections, and its shutdown."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from dagflow.remote.worker import Worker
 
 HEADER_TIMEOUT = 10.0  # seconds for a request's headers to arrive
 KEEP_ALIVE = 15  # seconds that an idle connection stays open
-MAX_CONNECTIONS = 256  # more are turned away
-LINGER = 1.0  # seconds until a connection that was turned away is closed, so that it hears why
+MAX_CONNECTIONS = 256  # further ones are turned away
+LINGER = 1.0  # seconds before a turned-away connection is closed, so that it receives the answer
 ANSWER = "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
 class BoundedProtocol(H11Protocol):
-    """uvicorn's, with two bounds that it lacks: headers must arrive within HEADER_TIMEOUT, and a
-    connection above MAX_CONNECTIONS is turned away without harm to those before it."""
+    """uvicorn's protocol with two more limits: headers must arrive within HEADER_TIMEOUT, and a
+    connection above MAX_CONNECTIONS is turned away without harm to the earlier ones."""
 
     _header_timer: asyncio.TimerHandle | None = None
     _turned_away = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # asyncio does this for sockets it made itself; without it an answer waits 40 ms for an ACK
+        # asyncio only does this for its own sockets; without it an answer waits 40 ms for an ACK
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if len(self.connections) > MAX_CONNECTIONS:
             self.connections.discard(self)
@@ -84,11 +84,11 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 picks a free one. Raises UserError if it cannot be had."""
+    """A listening socket; port 0 picks a free one. Raises UserError if it is not available."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError, TypeError) as error:  # TypeError: a name that has no bytes
+    except (OSError, OverflowError, TypeError) as error:  # TypeError: a name that is not encodable
         raise UserError(f"cannot listen on {host} port {port}: {error}") from error
 
 
@@ -100,7 +100,7 @@ def url_of(listening: socket.socket) -> str:
 def run(
     app: ASGIApp, worker: Worker, listening: socket.socket, when_loaded: Callable[[], None]
 ) -> None:
-    """Serve until a signal comes. Raises what the reward raised if it cannot be built."""
+    """Serve until a signal arrives. Raises what the reward raised if it cannot be built."""
     server = uvicorn.Server(_settings(app))
 
     def look(loaded: Future[None]) -> None:
@@ -133,10 +133,10 @@ def _settings(app: ASGIApp) -> uvicorn.Config:
 
 
 def exit_with_parent() -> None:
-    """End this process, and those it started, when the process that started it ends.
+    """End this process, and those it started, when its parent ends.
 
-    Its end closes our standard input, even after SIGKILL. Somebody else may have inherited the
-    other end of that pipe; so the parent's process id is watched too.
+    The parent's end closes our standard input, even after SIGKILL. But another process may have
+    inherited the other end of that pipe, so the parent's process id is watched too.
     """
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
 

@@ -24,22 +24,22 @@ from dagflow.remote.worker import Worker
 
 logger = logging.getLogger("dagflow.serve")
 
-LINGER = 5.0  # seconds in which a refused body is still read, so that the refusal is
+LINGER = 5.0  # seconds to keep reading a refused body, so that the client reads the refusal
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the server takes; more is refused, not queued."""
+    """What the server accepts; more is refused, not queued."""
 
-    max_images: int = 256  # in a request
-    max_bytes: int = 128 * 2**20  # in a request
-    max_requests: int = 64  # in hand at once: arriving, waiting or being scored
-    max_held: int = 4  # times max_bytes, the bytes of all those together
+    max_images: int = 256  # per request
+    max_bytes: int = 128 * 2**20  # per request
+    max_requests: int = 64  # in progress at once: arriving, waiting or being scored
+    max_held: int = 4  # times max_bytes: the bytes of all those together
     body_timeout: float = 30.0  # seconds for a request's body to arrive
 
 
 class Gate:
-    """Counts requests and bytes in hand."""
+    """Counts requests and bytes in progress."""
 
     def __init__(self, limits: Limits) -> None:
         self._requests, self._bytes = limits.max_requests, limits.max_held * limits.max_bytes
@@ -48,7 +48,7 @@ class Gate:
     async def admit(self, size: int) -> AsyncIterator[None]:
         """Raises WireError 503 if there is no room for a request of that many bytes."""
         if not self._requests or size > self._bytes:
-            raise WireError(503, "overloaded", "the server has too many requests in hand")
+            raise WireError(503, "overloaded", "the server has too many requests in progress")
         self._requests -= 1
         self._bytes -= size
         try:
@@ -61,7 +61,7 @@ class Gate:
 def create_app(worker: Worker, serves: str, token: str, limits: Limits) -> Starlette:
     """The application: GET /health and /ready, POST /score.
 
-    `serves` describes reward and options; answers carry it. An empty token lets everybody in.
+    `serves` describes reward and options; answers carry it. An empty token admits everybody.
     """
     gate = Gate(limits)
 
@@ -90,7 +90,7 @@ def create_app(worker: Worker, serves: str, token: str, limits: Limits) -> Starl
                 )
                 del payload
                 scores = await _scores(worker, request, images, prompts)
-        except asyncio.CancelledError:  # the end of the server's own patience with what is in hand
+        except asyncio.CancelledError:  # the server's grace period for open requests has ended
             raise WireError(503, "stopping", "the server is stopping") from None
         return Response(wire.encode_scores(scores, serves), media_type=wire.CONTENT_TYPE)
 
@@ -125,7 +125,7 @@ def _length(request: Request, most: int) -> int:
     try:
         length = int(request.headers["content-length"])
     except (KeyError, ValueError):
-        raise WireError(411, "length", "a request must say its Content-Length") from None
+        raise WireError(411, "length", "a request must state its Content-Length") from None
     if length > most:
         raise WireError(413, "too-large", f"the request has {length} bytes; {most} at most")
     return length
@@ -166,8 +166,8 @@ async def _disconnected(request: Request) -> None:
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
-    """A typed answer. What is still arriving is read and dropped for a while first: a connection
-    closed under somebody's hands often loses the answer."""
+    """A typed answer. First read and drop the rest of the body for a while: a client whose
+    connection is closed while it still sends often loses the answer."""
     assert isinstance(error, WireError)
     try:
         async with asyncio.timeout(LINGER if error.status != 408 else 0):

@@ -1,8 +1,8 @@
-"""What travels between trainer and server: safetensors both ways, JSON for errors; no pickles.
+"""The messages between trainer and server: safetensors both ways, JSON for errors; no pickles.
 
-A request holds one tensor `images`, float32 (B, 3, height, width), and in its metadata the
-prompts as JSON, [[text, metadata], ...]. An answer holds `scores`, float32 (B,), and in its
-metadata what the server serves.
+A request holds one tensor `images`, float32 (B, 3, height, width), and its metadata the prompts
+as JSON, [[text, metadata], ...]. An answer holds `scores`, float32 (B,), and its metadata what
+the server serves.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Header = dict[str, Any]
 
 
 class WireError(Exception):
-    """A request that will not do: an HTTP status, one word for programs, a sentence for people."""
+    """A refused request: an HTTP status, one word for programs, a sentence for people."""
 
     def __init__(self, status: int, kind: str, message: str) -> None:
         super().__init__(message)
@@ -38,10 +38,10 @@ class WireError(Exception):
 def encode_request(images: Tensor, prompts: Sequence[Prompt]) -> bytes:
     """The body of a request. images: float32 (B, 3, height, width) on the CPU; B prompts.
 
-    Raises PluginError for a prompt's metadata that JSON would change, and for too much of it.
+    Raises PluginError for prompt metadata that JSON would change, and for too much of it.
     """
     if images.dtype != torch.float32:
-        raise PluginError(f"the images are {images.dtype}; float32 is due")
+        raise PluginError(f"the images are {images.dtype}; expected float32")
     texts = json.dumps([[prompt.text, _plain(prompt)] for prompt in prompts])
     if len(texts) > MAX_HEADER_BYTES // 2:
         raise PluginError(
@@ -54,8 +54,8 @@ def encode_request(images: Tensor, prompts: Sequence[Prompt]) -> bytes:
 def decode_request(payload: bytes, max_images: int) -> tuple[Tensor, list[Prompt]]:
     """Images, float32 (B, 3, height, width) on the CPU, and B prompts.
 
-    Raises WireError for anything else: 400 if the body is no safetensors file, 413 for too many
-    images, 422 if it holds the wrong things.
+    Raises WireError for anything else: 400 if the body is not a safetensors file, 413 if the header
+    is too large or there are too many images, 422 for wrong contents.
     """
     header = _header(payload)
     _check_images(header, max_images)
@@ -86,7 +86,7 @@ def decode_scores(payload: bytes, count: int) -> tuple[Tensor, str]:
 
 
 def _plain(prompt: Prompt) -> dict[str, Any]:
-    """A prompt's metadata, if JSON gives back what it is given."""
+    """A prompt's metadata, if JSON returns it unchanged."""
     metadata = dict(prompt.metadata)
     for key, value in metadata.items():
         try:
@@ -96,14 +96,14 @@ def _plain(prompt: Prompt) -> dict[str, Any]:
         if not same:
             raise PluginError(
                 f"the metadata of the prompt '{prompt.text}' holds {key!r} = {value!r}, which "
-                f"JSON does not carry unchanged; a reward elsewhere can have texts, numbers, "
+                f"JSON does not carry unchanged; a remote reward can receive texts, numbers, "
                 f"booleans, None, lists and dictionaries with text keys"
             )
     return metadata
 
 
 def _same(one: Any, two: Any) -> bool:
-    """Equal, and of the same types all through: JSON makes lists of tuples, texts of keys."""
+    """Equal, with the same types throughout: JSON turns tuples into lists, and keys into texts."""
     if type(one) is not type(two):
         return False
     if isinstance(one, list):
@@ -114,31 +114,32 @@ def _same(one: Any, two: Any) -> bool:
 
 
 def _header(payload: bytes) -> Header:
-    """The JSON at the front of a safetensors file, before the file is trusted with memory."""
+    """The JSON at the front of a safetensors file, read before its claims allocate any memory."""
     length = int.from_bytes(payload[:8], "little")
     if len(payload) < 8 or length > len(payload) - 8:
-        raise WireError(400, "payload", "the body is no safetensors file, or only a part of one")
+        raise WireError(400, "payload", "the body is not a safetensors file, or only part of one")
     if length > MAX_HEADER_BYTES:
-        raise WireError(413, "too-large", f"the header has {length} bytes; {MAX_HEADER_BYTES} go")
+        message = f"the header has {length} bytes; {MAX_HEADER_BYTES} at most"
+        raise WireError(413, "too-large", message)
     try:
         header = json.loads(payload[8 : 8 + length])
     except (ValueError, RecursionError):
-        raise WireError(400, "payload", "the body is no safetensors file") from None
+        raise WireError(400, "payload", "the body is not a safetensors file") from None
     if not isinstance(header, dict):
-        raise WireError(400, "payload", "the body is no safetensors file")
+        raise WireError(400, "payload", "the body is not a safetensors file")
     return header
 
 
 def _check_images(header: Header, max_images: int) -> None:
     names = sorted(header.keys() - {"__metadata__"})
     if names != ["images"] or not isinstance(header["images"], dict):
-        raise WireError(422, "tensors", f"one tensor 'images' is due; got {names}"[:500])
+        raise WireError(422, "tensors", f"expected one tensor 'images'; got {names}"[:500])
     dtype: Any = header["images"].get("dtype")
     shape: Any = header["images"].get("shape")
     if dtype != "F32":
-        raise WireError(422, "dtype", f"images are float32 (F32); got {dtype}"[:500])
+        raise WireError(422, "dtype", f"images must be float32 (F32); got {dtype}"[:500])
     if not (_is_shape(shape) and len(shape) == 4 and shape[1] == 3 and min(shape[2:]) > 0):
-        raise WireError(422, "shape", f"images are (B, 3, height, width); got {shape}"[:500])
+        raise WireError(422, "shape", f"images must be (B, 3, height, width); got {shape}"[:500])
     if shape[0] > max_images:
         raise WireError(
             413, "too-many-images", f"{shape[0]} images in a request; {max_images} at most"
@@ -154,9 +155,9 @@ def _prompts(header: Header) -> list[Prompt]:
         pairs = json.loads(header["__metadata__"]["prompts"])
         prompts = [Prompt(text, metadata) for text, metadata in pairs]
     except (KeyError, TypeError, ValueError, RecursionError):
-        raise WireError(422, "prompts", "prompts are JSON, [[text, metadata], ...]") from None
+        raise WireError(422, "prompts", "prompts must be JSON, [[text, metadata], ...]") from None
     if not all(isinstance(p.text, str) and isinstance(p.metadata, dict) for p in prompts):
-        raise WireError(422, "prompts", "a prompt is a text and a dictionary of metadata")
+        raise WireError(422, "prompts", "a prompt must be a text and a dictionary of metadata")
     return prompts
 
 
@@ -164,9 +165,9 @@ def _tensors(payload: bytes) -> dict[str, Tensor]:
     try:
         return load(payload)
     except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
-        raise WireError(400, "payload", f"the body is no safetensors file: {error}") from error
+        raise WireError(400, "payload", f"the body is not a safetensors file: {error}") from error
 
 
 def image_bytes(images: Tensor) -> int:
-    """What each image of (B, 3, height, width) adds to a request."""
+    """The bytes that each image of (B, 3, height, width) adds to a request."""
     return math.prod(images.shape[1:]) * images.element_size()

@@ -16,10 +16,10 @@ Job = tuple[Tensor, Sequence[Prompt], "Future[Tensor]"]
 
 
 class Worker:
-    """Rewards are not asked to be thread-safe, so one thread makes and calls this one.
+    """Rewards need not be thread-safe, so one thread builds and calls this one.
 
-    A daemon, unlike the threads of an executor: a reward that hangs does not keep the server from
-    stopping.
+    The thread is a daemon, unlike those of an executor: a reward that hangs does not keep the
+    server from stopping.
     """
 
     def __init__(self, make: Callable[[], Reward], device: torch.device) -> None:
@@ -35,10 +35,10 @@ class Worker:
         return self.loaded.done() and self.loaded.exception() is None
 
     def submit(self, images: Tensor, prompts: Sequence[Prompt]) -> Future[Tensor]:
-        """The scores to come, float32 (B,) on the CPU; cancel it to leave the queue.
+        """The pending scores, float32 (B,) on the CPU; cancel the future to leave the queue.
 
-        images: float32 (B, 3, height, width). It raises PluginError if the reward raises or
-        returns another shape.
+        images: float32 (B, 3, height, width). The future raises PluginError if the reward raises
+        or returns another shape.
         """
         future: Future[Tensor] = Future()
         self._jobs.put((images, prompts, future))
@@ -47,7 +47,7 @@ class Worker:
     def _work(self) -> None:
         try:
             reward = self._make()
-        except BaseException as error:  # whoever waits for `loaded` must learn of anything
+        except BaseException as error:  # whoever waits for `loaded` must learn about any failure
             self.loaded.set_exception(error)
             return
         self.loaded.set_result(None)
@@ -57,7 +57,7 @@ class Worker:
     def _serve(
         self, reward: Reward, images: Tensor, prompts: Sequence[Prompt], future: Future[Tensor]
     ) -> None:
-        """In a function of its own, so that no local name keeps the images until the next call."""
+        """A separate function, so that no local name keeps the images until the next call."""
         if not future.set_running_or_notify_cancel():
             return
         try:
@@ -68,17 +68,17 @@ class Worker:
 
 @torch.no_grad()
 def score(reward: Reward, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-    """What the reward says, float32 (B,) on the CPU.
+    """The reward's scores, float32 (B,) on the CPU.
 
-    Raises PluginError, naming the prompts, if it raises or returns another shape.
+    Raises PluginError if it raises, naming the prompts, or returns another shape.
     """
     try:
         values = reward(images, prompts)
-    except BaseException as error:  # a library's own kind of panic is none of ours
+    except BaseException as error:  # some libraries panic with exceptions of their own kind
         reason = f"{type(error).__name__}: {error}"
         raise PluginError(f"raised {reason} for {_name(prompts)}") from error
     if not isinstance(values, Tensor) or values.shape != (len(images),) or values.is_complex():
-        raise PluginError(f"returned {_form(values)}; a tensor of shape ({len(images)},) is due")
+        raise PluginError(f"returned {_form(values)}; expected a tensor of shape ({len(images)},)")
     return values.detach().to("cpu", torch.float32)
 
 
@@ -92,4 +92,4 @@ def _name(prompts: Sequence[Prompt]) -> str:
     if not prompts:
         return "an empty batch"
     first = f"the prompt '{prompts[0].text[:200]}'"
-    return first if len(prompts) == 1 else f"{len(prompts)} images, the first of them of {first}"
+    return first if len(prompts) == 1 else f"{len(prompts)} images, the first of them for {first}"

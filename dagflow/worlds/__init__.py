@@ -1,7 +1,7 @@
-"""Worlds whose answer is known: base and target are mixtures of Gaussians.
+"""Worlds with a known target: base and target are mixtures of Gaussians.
 
-A world is trained like any model, `dagflow train --model world:NAME`, and its samples are held
-against the exact target. Its rewards are registered here like anybody's.
+A world is trained like any model, `dagflow train --model world:NAME`, and its samples are compared
+with the exact target. Its rewards are registered here like those of any plugin.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def density(world: str) -> Reward:
 
 
 def ratio(world: str) -> Reward:
-    """log of target over base density, in nats: bounded, and p_base * exp(reward) is the target.
+    """log(target / base density), in nats: bounded, and p_base * exp(reward) is the target.
 
     For objectives that keep the base model as a prior (rtb, residual-db).
     """

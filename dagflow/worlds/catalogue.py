@@ -1,4 +1,4 @@
-"""The worlds by name: what the base model draws, and what the target is."""
+"""The worlds by name: their base models and targets."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ DIGITS = (0.22, 0.02, 0.16, 0.04, 0.20, 0.05, 0.14, 0.05, 0.08, 0.04)
 
 @dataclass(frozen=True)
 class World:
-    """Base and target differ in the weights of their modes; both are laws of the terminal state."""
+    """Base and target are laws of the terminal state; only the weights of their modes differ."""
 
     name: str
     shape: tuple[int, int, int]  # (C, H, W) of a state; D = C * H * W
     base: Mixture
     target: Mixture
-    classes: tuple[str, ...]  # modes are named; several components may make one up
-    reach: float  # images hold the values from -reach to reach
+    classes: tuple[str, ...]  # names of the modes; a mode may consist of several components
+    reach: float  # images represent values from -reach to reach
 
     @property
     def class_weights(self) -> Tensor:
@@ -42,7 +42,7 @@ class World:
     def to_images(self, states: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] of states (B, C, H, W), C at most 3.
 
-        A single channel is grey, and of two the third is blank; what is out of reach is clipped.
+        One channel becomes grey; with two, the third is blank. Values out of reach are clipped.
         """
         values = (0.5 + states / (2 * self.reach)).clamp(0, 1)
         count, channels, height, width = states.shape
@@ -56,8 +56,8 @@ class World:
         height, width = images.shape[2:]
         if (height, width) != self.shape[1:]:
             raise ValueError(
-                f"images of {width} x {height} are not of the world '{self.name}'; use it with "
-                f"--model world:{self.name}"
+                f"images of {width} x {height} do not belong to the world '{self.name}'; use it "
+                f"with --model world:{self.name}"
             )
         return ((images[:, : self.shape[0]] - 0.5) * 2 * self.reach).flatten(1)
 
@@ -92,7 +92,7 @@ def _world(
     classes: tuple[str, ...],
     reach: float,
 ) -> World:
-    """A world whose base has equal weights."""
+    """A world whose base model has equal weights."""
     count, per_class = len(means), len(means) // len(classes)
     equal = torch.full((count,), 1 / count, dtype=torch.float64)
     weights = torch.tensor(class_weights, dtype=torch.float64).repeat_interleave(per_class)

@@ -1,17 +1,17 @@
-"""How far samples are from a known target."""
+"""Distances of samples from a known target."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-ROWS = 50  # of a matrix of distances, held in memory together; more is slower
+ROWS = 50  # of a distance matrix, in memory at once; more is slower
 
 
 def total_variation(classes: Tensor, weights: Tensor) -> float:
     """Half the sum of |frequency - weight| over the classes: 0 (alike) to 1 (disjoint).
 
-    classes: (N,) int64; weights: (classes,), adding up to 1.
+    classes: (N,) int64; weights: (classes,), summing to 1.
     """
     frequencies = torch.bincount(classes, minlength=len(weights)) / len(classes)
     return float((frequencies - weights.to(frequencies)).abs().sum() / 2)
@@ -28,13 +28,13 @@ class Energy:
         self._target, self._within = target, _within(target)
 
     def distance(self, x: Tensor) -> float:
-        """Of samples (N, D) from the target."""
+        """The distance of samples (N, D) from the target."""
         return 2 * _across(x, self._target) - _within(x) - self._within
 
 
 def _across(x: Tensor, y: Tensor) -> float:
     """Mean distance between a row of one and a row of the other."""
-    if x.shape[1] == 1:  # counted at both ends of every stretch between neighbours
+    if x.shape[1] == 1:  # from sums of pairs, which sorting gives in one dimension
         both = torch.cat([x, y])
         pairs = _sum_of_pairs(both) - _sum_of_pairs(x) - _sum_of_pairs(y)
     else:
@@ -44,12 +44,12 @@ def _across(x: Tensor, y: Tensor) -> float:
 
 
 def _within(x: Tensor) -> float:
-    """Mean distance between two rows."""
+    """Mean distance between two different rows."""
     return 2 * _sum_of_pairs(x) / (len(x) * (len(x) - 1))
 
 
 def _sum_of_pairs(x: Tensor) -> float:
-    """Of the distances between all pairs of rows, each pair once."""
+    """The sum of the distances between all pairs of rows, each pair once."""
     count = len(x)
     if x.shape[1] == 1:
         ranks = torch.arange(count, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""A mixture of Gaussians: everything about it is known."""
+"""A mixture of Gaussians, about which everything is known."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 class Mixture:
     """Sum over k of weights[k] N(means[k], std^2), in D dimensions."""
 
-    weights: Tensor  # (K,) float64, adding up to 1
+    weights: Tensor  # (K,) float64, summing to 1
     means: Tensor  # (K, D) float64
     std: float
 
     def on(self, device: torch.device) -> Mixture:
-        """The same on a device."""
+        """The same mixture on a device."""
         return Mixture(self.weights.to(device), self.means.to(device), self.std)
 
     def log_density(self, x: Tensor) -> Tensor:
-        """In nats, (B,) for x (B, D)."""
+        """Log-density in nats, (B,) for x (B, D)."""
         return self._log_parts(x).logsumexp(1)
 
     def responsibilities(self, x: Tensor) -> Tensor:
@@ -30,11 +30,11 @@ class Mixture:
         return self._log_parts(x).softmax(1)
 
     def nearest(self, x: Tensor) -> Tensor:
-        """The most probable component, by distance alone, (B,) int64."""
+        """The nearest component, ignoring weights, (B,) int64."""
         return torch.cdist(x, self.means.to(x)).argmin(1)
 
     def sample(self, count: int, source: torch.Generator) -> Tensor:
-        """(count, D) float32."""
+        """Samples (count, D), float32."""
         chosen = torch.multinomial(self.weights, count, replacement=True, generator=source)
         noise = torch.randn(count, self.means.shape[1], generator=source)
         return self.means[chosen].float() + self.std * noise
@@ -53,11 +53,11 @@ class Mixture:
         closeness = alpha * (x @ means.T) - alpha**2 * (means**2).sum(1) / 2  # less |x|^2 / 2
         logits = self.weights.to(x).log() + closeness / spread
         probabilities = (logits if tilt is None else logits + tilt).softmax(1)
-        share = alpha * variance / spread  # of what x says beyond its component
+        share = alpha * variance / spread  # E[x_0 | x] is mean + share * (x - alpha * mean)
         return share * x + (1 - share * alpha) * (probabilities @ means)
 
     def before_noise(self, alpha: float, sigma: float) -> Mixture:
-        """The law of x_0 for which alpha x_0 + sigma noise has this law; sigma below std."""
+        """The law of x_0 for which alpha x_0 + sigma noise has this law; needs sigma below std."""
         return Mixture(self.weights, self.means / alpha, math.sqrt(self.std**2 - sigma**2) / alpha)
 
     def _log_parts(self, x: Tensor) -> Tensor:

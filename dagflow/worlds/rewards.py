@@ -1,4 +1,4 @@
-"""Rewards under which a world's target is known exactly."""
+"""Rewards for which a world's target is known exactly."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Rewards of published checkpoints, on maintained model code."""
+"""Rewards from published checkpoints, on maintained model code."""

@@ -15,7 +15,7 @@ from dagflow_rewards.published.head import Head
 
 
 class Aesthetic(nn.Module):
-    """About 1 (ugly) to 10; the prompts do not count."""
+    """Scores from about 1 (ugly) to 10; ignores the prompts."""
 
     def __init__(self, clip: Clip, head: Head, batch_size: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Aesthetic(nn.Module):
 
 
 def load_head(path: Path, width: int = 768) -> Head:
-    """The head of a checkpoint on features of that width, in float32. Raises UserError."""
+    """A checkpoint's head for features of that width, in float32. Raises UserError."""
     state = read_state(path)
     head = Head(width)
     load_strictly(head, state, path)

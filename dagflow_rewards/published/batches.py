@@ -1,4 +1,4 @@
-"""Score images some at a time."""
+"""Score images in batches."""
 
 from __future__ import annotations
 

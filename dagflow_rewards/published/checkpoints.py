@@ -1,4 +1,4 @@
-"""Read a checkpoint file without running what is in it, and load it into a model strictly."""
+"""Read a checkpoint file without running any code in it, and load it strictly into a model."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ State = dict[str, Tensor]
 def read_state(path: Path) -> State:
     """The tensors of a safetensors or torch file, on the CPU.
 
-    Pickled code is never run. Raises UserError for a file that is damaged, that is not a mapping
-    of names to tensors, or that would need to run code.
+    Pickled code is never run. Raises UserError for a file that is damaged, is not a mapping of
+    names to tensors, or would need to run code.
     """
     try:
         state = load_file(path) if path.suffix == ".safetensors" else _read_torch(path)
-    except Exception as error:  # torch says of a damaged file what it stumbled over
+    except Exception as error:  # for a damaged file torch raises whatever it ran into
         raise UserError(
-            f"{path} is no checkpoint that can be read safely: {_reason(error)}. It must hold "
-            f"tensors alone, in safetensors or torch's format; nothing in it was run."
+            f"{path} is not a checkpoint that can be read safely: {_reason(error)}. It must hold "
+            f"only tensors, in safetensors or torch's format; nothing in it was run."
         ) from None
     if not isinstance(state, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
@@ -34,7 +34,7 @@ def read_state(path: Path) -> State:
 
 
 def load_strictly(model: nn.Module, state: State, path: Path) -> None:
-    """Every key and shape must fit. Raises UserError."""
+    """Load a state of which every key and shape must fit. Raises UserError."""
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
@@ -43,17 +43,17 @@ def load_strictly(model: nn.Module, state: State, path: Path) -> None:
 
 
 def shape(state: State, key: str, rank: int, path: Path) -> torch.Size:
-    """The shape of one tensor, by which an architecture is told. Raises UserError without it."""
+    """The shape of one tensor, which identifies an architecture. Raises UserError without it."""
     if key not in state or state[key].ndim != rank:
         raise UserError(
-            f"{path} is not a checkpoint of the kind that is due: no tensor '{key}' of {rank} "
+            f"{path} is not the expected kind of checkpoint: it has no tensor '{key}' with {rank} "
             f"dimensions."
         )
     return state[key].shape
 
 
 def layers(state: State, prefix: str) -> int:
-    """How many there are of `prefix`0, `prefix`1, ..."""
+    """The number of layers `prefix`0, `prefix`1, ..."""
     return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})
 
 

@@ -1,4 +1,4 @@
-"""CLIP as transformers has it: aesthetic, clip-score and pickscore read its features."""
+"""CLIP from transformers: aesthetic, clip-score and pickscore use its features."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEAD_WIDTHS = {1024: 64, 1280: 80}  # by the width of a published vision model: 
 
 
 class Clip(nn.Module):
-    """Features of images and texts, of length 1."""
+    """Unit-length features of images and texts."""
 
     def __init__(self, model: CLIPModel, exact: bool) -> None:
         super().__init__()
@@ -48,10 +48,10 @@ class Clip(nn.Module):
 def load_clip(
     path: Path, dtype: torch.dtype, head_width: int = 64, quick_gelu: bool = True
 ) -> CLIPModel:
-    """The model of a checkpoint in transformers' naming; its sizes are those of the tensors.
+    """The model of a checkpoint in transformers' naming, with sizes from its tensors.
 
-    `head_width` is that of the vision model's attention: 64, or 80 in ViT-H/14. The scale of the
-    logits stays in float32. Read once in a process. Raises UserError.
+    `head_width` is that of the vision model's attention: 64, or 80 in ViT-H/14. The logit scale
+    stays in float32. A process reads each checkpoint once. Raises UserError.
     """
     state = read_state(path)
     state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
@@ -68,7 +68,7 @@ def _config(state: State, path: Path, head_width: int, quick_gelu: bool) -> CLIP
     vocabulary, text_width = shape(state, TEXT + "embeddings.token_embedding.weight", 2, path)
     tokens = shape(state, TEXT + "embeddings.position_embedding.weight", 2, path)[0]
     if HEAD_WIDTHS.get(vision_width, head_width) != head_width:
-        raise UserError(f"{path} is another CLIP than is due: it is {vision_width} wide.")
+        raise UserError(f"{path} is not the expected CLIP: it is {vision_width} wide.")
     activation = "quick_gelu" if quick_gelu else "gelu"
     vision = {
         "hidden_size": vision_width,
@@ -87,6 +87,6 @@ def _config(state: State, path: Path, head_width: int, quick_gelu: bool) -> CLIP
         "num_attention_heads": text_width // 64,
         "max_position_embeddings": tokens,
         "hidden_act": activation,
-        "eos_token_id": 2,  # by which CLIP's own files ask for the highest token, the end
+        "eos_token_id": 2,  # as in CLIP's own files: selects the highest token, the end
     }
     return CLIPConfig(vision_config=vision, text_config=text, projection_dim=projection)

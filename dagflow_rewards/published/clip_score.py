@@ -1,4 +1,4 @@
-"""How near an image is to its prompt in the features of CLIP, or of a model trained like it."""
+"""How close an image is to its prompt in the features of CLIP, or of a model trained like it."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ WIDTHS = (1024, 128, 64, 16, 1)
 
 
 class Head(nn.Module):
-    """Linear layers with nothing between them; the dropout of their training only numbers them."""
+    """Linear layers with nothing in between; identities replace dropout, to keep the numbering."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from dagflow_rewards.published.preprocess import fit_square
 
 
 class HpsV2(nn.Module):
-    """The cosine of image and text features, about 0.2 to 0.35 for drawn images."""
+    """The cosine of image and text features, about 0.2 to 0.35 for generated images."""
 
     def __init__(self, model: CLIP, batch_size: int, exact: bool) -> None:
         super().__init__()
@@ -40,9 +40,9 @@ class HpsV2(nn.Module):
 
 @functools.cache
 def load_model(path: Path, dtype: torch.dtype, head_width: int = 80) -> CLIP:
-    """The model of a checkpoint in open_clip's naming; its sizes are those of the tensors.
+    """The model of a checkpoint in open_clip's naming, with sizes from its tensors.
 
-    Read once in a process. Raises UserError.
+    A process reads each checkpoint once. Raises UserError.
     """
     state = read_state(path)
     model = CLIP(**_architecture(state, path, head_width))

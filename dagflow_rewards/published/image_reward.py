@@ -1,4 +1,4 @@
-"""ImageReward (Xu et al., NeurIPS 2023): BLIP that reads the prompt while it looks at the image."""
+"""ImageReward (Xu et al., NeurIPS 2023): BLIP, reading the prompt while looking at the image."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from dagflow_rewards.published.checkpoints import State, layers, load_strictly, 
 from dagflow_rewards.published.head import Head
 from dagflow_rewards.published.preprocess import fill_square
 
-MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw scores, by the authors
+MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw scores, from the authors
 TOKENS = 35
 VOCABULARY = 30522  # of BERT; BLIP adds [DEC] and [ENC]
 HEAD_WIDTH = 64
 
 VISION, TEXT = "blip.visual_encoder.", "blip.text_encoder."
-RENAMED = {  # of the vision encoder: BLIP's own names, and transformers'
+RENAMED = {  # in the vision encoder: BLIP's own names to transformers'
     "patch_embed.proj": "embeddings.patch_embedding",
     "cls_token": "embeddings.class_embedding",
     "pos_embed": "embeddings.position_embedding",
@@ -39,7 +39,7 @@ UNUSED = ("blip.vision_proj.", "blip.text_proj.", TEXT + "embeddings.position_id
 
 
 class ImageReward(nn.Module):
-    """How well an image is what the prompt asks for and what people like: mean 0, deviation 1."""
+    """How well an image fits the prompt and people's preferences: mean 0, deviation 1."""
 
     def __init__(self, network: Network, tokenizer: BertTokenizer, batch_size: int, exact: bool):
         super().__init__()
@@ -64,7 +64,7 @@ class ImageReward(nn.Module):
 
 
 class Network(nn.Module):
-    """Image and text encoder with the head on the first token's features."""
+    """Image and text encoders, with the head on the first token's features."""
 
     def __init__(self, vision: BlipVisionConfig, text: BlipTextConfig) -> None:
         super().__init__()
@@ -88,9 +88,9 @@ class Network(nn.Module):
 
 @functools.cache
 def load_network(path: Path, dtype: torch.dtype) -> Network:
-    """The network of a checkpoint in the authors' naming; its sizes are those of the tensors.
+    """The network of a checkpoint in the authors' naming, with sizes from its tensors.
 
-    The head stays in float32. Read once in a process. Raises UserError.
+    The head stays in float32. A process reads each checkpoint once. Raises UserError.
     """
     state = read_state(path)
     network = Network(_vision(state, path), _text(state, path))
@@ -102,8 +102,7 @@ def load_network(path: Path, dtype: torch.dtype) -> Network:
 def load_tokenizer(path: Path) -> BertTokenizer:
     """BERT's tokenizer with BLIP's two tokens, from its vocab.txt.
 
-    Raises UserError if the vocabulary is not BERT's: with another one scores would be silently
-    wrong.
+    Raises UserError if the vocabulary is not BERT's: another one would silently give wrong scores.
     """
     try:
         words = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
@@ -157,5 +156,5 @@ def _text(state: State, path: Path) -> BlipTextConfig:
         num_hidden_layers=layers(state, TEXT + "encoder.layer."),
         num_attention_heads=width // HEAD_WIDTH,
         max_position_embeddings=places,
-        is_decoder=True,  # it builds the cross-attention; the forward pass says that it is none
+        is_decoder=True,  # builds the cross-attention; the forward pass sets is_decoder=False
     )

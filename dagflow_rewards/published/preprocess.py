@@ -1,7 +1,7 @@
-"""Images as the published models take them: (B, 3, size, size), normalised as CLIP's.
+"""Images as the published models expect them: (B, 3, size, size), normalised like CLIP's.
 
-`exact` quantises to 8 bits and resizes with Pillow, as the originals do when they read a picture
-file; without it all stays on the device, in float32, differentiable.
+`exact` quantises to 8 bits and, in `fill_square`, resizes with Pillow, as the originals do when
+they read a picture file. Without it everything stays on the device, in float32, differentiable.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BICUBIC = InterpolationMode.BICUBIC
 
 
 def fill_square(images: Tensor, size: int, exact: bool = False) -> Tensor:
-    """The shortest side resized to `size`, the middle of the longest: CLIP, PickScore, ImageReward.
+    """Resize the shortest side to `size`, crop the longest: CLIP, PickScore, ImageReward.
 
     images: (B, 3, height, width) in [0, 1].
     """
@@ -30,7 +30,7 @@ def fill_square(images: Tensor, size: int, exact: bool = False) -> Tensor:
 
 
 def fit_square(images: Tensor, size: int, exact: bool = False) -> Tensor:
-    """The longest side resized to `size`, the rest black: HPSv2, which resizes tensors itself.
+    """Resize the longest side to `size`, pad with black: HPSv2, which itself resizes tensors.
 
     images: (B, 3, height, width) in [0, 1].
     """
@@ -45,7 +45,7 @@ def fit_square(images: Tensor, size: int, exact: bool = False) -> Tensor:
 
 
 def _normalised(images: Tensor) -> Tensor:
-    """As torchvision's `normalize`, which waits for a GPU to send it these six numbers."""
+    """Like torchvision's `normalize`, which waits for the GPU to copy these six numbers."""
     both = torch.tensor([MEAN, STD], dtype=images.dtype).to(images.device, non_blocking=True)
     mean, std = both[:, :, None, None]
     normalised: Tensor = (images - mean) / std
@@ -53,7 +53,7 @@ def _normalised(images: Tensor) -> Tensor:
 
 
 def _bytes(images: Tensor) -> Tensor:
-    """uint8 on the CPU, as a picture file holds them."""
+    """uint8 on the CPU, as in a picture file."""
     return images.detach().mul(255).round().clamp(0, 255).to(torch.uint8).cpu()
 
 

@@ -17,8 +17,8 @@ class Reinforce:
     Williams, "Simple statistical gradient-following algorithms for connectionist reinforcement
     learning", 1992, for each transition; R = beta * reward of its trajectory's image. In an epoch's
     first step p = p_old, and the gradient is REINFORCE's, -(R - baseline) * grad log p. In later
-    ones the ratio of the transition corrects for the steps since (that of the earlier transitions
-    of its trajectory is left out, as in PPO), on the scale of one latent value, as for `kl`.
+    steps the transition's ratio corrects for the steps since then, on the scale of one latent
+    value, as in `kl`. The ratios of its trajectory's earlier transitions are left out, as in PPO.
     """
 
     needs = Needs(rewards=True, window=True)
@@ -35,9 +35,9 @@ class Reinforce:
 def leave_one_out(batch: Transitions, window: Transitions) -> Tensor:
     """For each transition, the mean log-reward of the *other* trajectories of its prompt, (B,).
 
-    Each trajectory counts once, however many of its transitions are in the window. Where a prompt
-    has but one trajectory there, all others take its place; where there is no other, zero does. A
-    trajectory's own reward is never part of its baseline, so the gradient stays unbiased.
+    Each trajectory counts once, however many of its transitions are in the window. If its prompt
+    has no other trajectory there, the mean is over all other trajectories; if there are none, it
+    is zero. A trajectory's own reward is never in its baseline, so the gradient stays unbiased.
     """
     assert batch.trajectory is not None
     assert batch.prompt is not None
@@ -52,7 +52,7 @@ def leave_one_out(batch: Transitions, window: Transitions) -> Tensor:
 
 
 def reinforce(spec: PolicySpec) -> Objective:
-    """REINFORCE with a leave-one-out baseline for each prompt; maximises the reward alone."""
+    """REINFORCE with a leave-one-out baseline for each prompt; only maximises the reward."""
     return Reinforce()
 
 

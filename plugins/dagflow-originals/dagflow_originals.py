@@ -1,4 +1,4 @@
-"""The genuine image-reward and hpsv2 packages as rewards, for an environment of their own."""
+"""The genuine image-reward and hpsv2 packages as rewards, for their own environment."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class HpsV2Original:
     def score(self, picture: Image.Image, text: str) -> float:
         import torch
 
-        # with an alpha channel the package fails: give it what such a picture looks like
+        # the package fails on an alpha channel, so convert such a picture to RGB
         pixels = self.transform(picture.convert("RGB"))[None].to(self.device)
         with torch.no_grad(), torch.autocast("cuda", enabled=self.device == "cuda"):
             outputs = self.model(pixels, self.tokenizer([text]).to(self.device))
@@ -92,7 +92,7 @@ class HpsV2Original:
 
 @contextlib.contextmanager
 def bert_vocabulary(file: Path) -> Iterator[None]:
-    """The package asks the hub for BERT's tokenizer by name: give it the one of this file."""
+    """The package asks the hub for BERT's tokenizer by name: give it the one in this file."""
     from transformers import BertTokenizer
 
     tokenizer = BertTokenizer(str(file))
@@ -119,7 +119,7 @@ def _each(
 
 
 def _add_the_missing_vocabulary() -> None:
-    """hpsv2's wheel lacks a file that it reads at import; openai-clip has the same one."""
+    """hpsv2's wheel lacks a file that it reads on import; openai-clip has the same file."""
     clip, hpsv2 = (Path(str(find_spec(name).origin)).parent for name in ("clip", "hpsv2"))
     target = hpsv2 / "src" / "open_clip" / HPSV2_VOCABULARY
     if not target.exists():

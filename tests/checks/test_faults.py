@@ -165,7 +165,7 @@ def test_a_reward_that_raises_is_blamed(inside: Doctor, tmp_path: Path) -> None:
         ),
         (
             {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
-            "nothing but noise (alpha = 0)",
+            "pure noise (alpha = 0)",
             "rescale_betas_zero_snr = false",
         ),
     ],

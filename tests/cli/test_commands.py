@@ -135,21 +135,24 @@ BAD_INPUT = {
     "infinite": (["train", "-s", "objective.beta=inf"], "objective.beta: inf is neither a number"),
     "option not a number": (
         ["train", "-s", "objective.clip=nan"],
-        "objective 'kl', option 'clip': nan is no number.",
+        "objective 'kl', option 'clip': nan is not a number.",
     ),
-    "clip below 0": (["train", "-s", "objective.clip=-0.5"], "clip = -0.5: a number above 0"),
+    "clip below 0": (
+        ["train", "-s", "objective.clip=-0.5"],
+        "clip = -0.5: expected a number above 0",
+    ),
     "away from the target": (
         ["train", "-s", "objective.coefficient=-1"],
-        "coefficient = -1: a number from 0 is due",
+        "coefficient = -1: expected a finite number from 0",
     ),
     "clip of ddpo": (["train", "--objective", "ddpo", "-s", "objective.clip=0"], "clip = 0: a nu"),
     "infinite penalty": (
         ["train", "--objective", "grpo", "-s", "objective.kl_coefficient=inf"],
-        "kl_coefficient = inf: a number from 0 is due",
+        "kl_coefficient = inf: expected a finite number from 0",
     ),
     "infinite decay": (
         ["train", "--objective", "subtb", "-s", "objective.decay=inf"],
-        "decay = inf: a number above 0 is due",
+        "decay = inf: expected a finite number above 0",
     ),
     "divergence out of reach": (
         [
@@ -171,8 +174,8 @@ BAD_INPUT = {
         "1000 inference steps are too many",
     ),
     "sample of nothing": (["sample", "none", "--prompt", "x"], "neither a run directory nor"),
-    "prompt is no text": (["sample", "other", "--prompt", "a\udcff"], "item 0 is no text"),
-    "card's prompt is no text": (["export", "other", "--prompt", "a\udcff"], "item 0 is no text"),
+    "prompt is no text": (["sample", "other", "--prompt", "a\udcff"], "item 0 is not text"),
+    "card's prompt is no text": (["export", "other", "--prompt", "a\udcff"], "item 0 is not text"),
     "no guidance": (
         ["sample", "other", "--prompt", "x", "--guidance-scale", "inf"],
         "--guidance-scale inf: give a finite number",

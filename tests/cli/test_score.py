@@ -97,7 +97,7 @@ def test_a_score_depends_on_the_picture_alone(dagflow, pictures: Path) -> None:
         (["pictures", "--reward", "jpeg-compressibility", "--reward", "jpeg-compressibility"],
          "--reward jpeg-compressibility is given twice"),
         (["pictures", "--reward", "remote:http://[::1]:9", "-s", "remote-1-9.backoff=-1"],
-         "option 'backoff': -1 will not do"),
+         "option 'backoff': -1 is not valid"),
         (["pictures", "--reward", "jpeg-compressibility", "--prompt", "a\udcff"],
          "not plain text in UTF-8"),
         (["", "--reward", "jpeg-compressibility"], "'' names no picture"),
@@ -105,7 +105,7 @@ def test_a_score_depends_on_the_picture_alone(dagflow, pictures: Path) -> None:
         (["pictures", "--reward", "jpeg-compressibility", "-s", "jpg.quality=3"],
          "-s jpg: no --reward has this name, only jpeg-compressibility."),
         (["pictures", "--reward", "jpeg-compressibility", "-s", "jpeg-compressibility.quality=x"],
-         "option 'quality': 'x' will not do"),
+         "option 'quality': 'x' is not valid"),
         (["pictures", "--reward", "aesthetic"], "could not be fetched from the model hub"),
     ],
 )  # fmt: skip

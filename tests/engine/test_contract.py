@@ -46,7 +46,7 @@ def leave(*_: object) -> Any:
 
 
 def test_a_source_out_of_contract_is_reported_by_name() -> None:
-    with pytest.raises(PluginError, match=r"'mine': item 0 is Prompt\(5\), not of a text"):
+    with pytest.raises(PluginError, match=r"'mine': item 0 is Prompt\(5\), which has no text"):
         as_prompts("mine", [Prompt(5)])  # type: ignore[arg-type]
     with pytest.raises(PluginError, match="'mine' raised SystemExit: 4"):
         as_prompts("mine", Leaving())

@@ -94,7 +94,7 @@ def test_slices_decode_to_the_same_images(make_run) -> None:
 
 @pytest.mark.parametrize("setting", ["gradient_checkpointing", "vae_slicing"])
 def test_a_model_without_such_a_network_is_refused(make_run, setting) -> None:
-    with pytest.raises(UserError, match=f"no network for machine.{setting}"):
+    with pytest.raises(UserError, match=f"does not support machine.{setting}"):
         make_run(machine={setting: True}, model="world:gaussians-1d")
 
 

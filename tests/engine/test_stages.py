@@ -44,7 +44,7 @@ def test_images_per_prompt_are_consecutive() -> None:
 
 
 def test_an_empty_source_and_a_wrong_item_are_named() -> None:
-    with pytest.raises(UserError, match="item 1 is no text"):
+    with pytest.raises(UserError, match="item 1 is not text"):
         as_prompts("mine", ["a cat", "half \ud800"])
     with pytest.raises(UserError, match="prompts 'mine' is empty"):
         as_prompts("mine", [])
@@ -159,7 +159,10 @@ def raising(error: type[BaseException]) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda images, prompts: torch.zeros(2, 1), r"returned \(2, 1\); a tensor of shape \(2,\)"),
+        (
+            lambda images, prompts: torch.zeros(2, 1),
+            r"returned \(2, 1\); expected a tensor of shape \(2,\)",
+        ),
         (lambda images, prompts: [1.0, 2.0], "returned list"),
         (
             lambda images, prompts: torch.tensor([1.0, float("nan")]),

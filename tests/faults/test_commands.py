@@ -295,6 +295,6 @@ def test_a_host_that_is_cut_off_ends_the_run_on_the_other(
     said = [ended(run) for run in runs]
     print(f"both hosts stopped {time.monotonic() - began:.1f} s after the cable was cut")
     assert [code for code, _ in said] == [1, 1], said
-    assert "another process of the run has gone, or does not answer" in said[0][1]
+    assert "another process of the run has died or does not answer" in said[0][1]
     assert "Traceback" not in said[0][1]
     goes_on(begin, tmp_path / "run")

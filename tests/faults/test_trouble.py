@@ -233,7 +233,9 @@ def test_a_checkpoint_of_a_later_dagflow_says_which(make_run, tmp_path: Path) ->
     state |= {"format": 99, "version": "7.1", "new": 1}
     (newest / "state.json").write_text(json.dumps(state))
     (newest / SUMS).write_text(_sums(newest))
-    with pytest.raises(UserError, match=r"dagflow 7.1 wrote it in format 99.*go on with dagflow 7"):
+    with pytest.raises(
+        UserError, match=r"dagflow 7.1 wrote it in format 99.*resume with dagflow 7"
+    ):
         resume(make_run(epochs=2, **QUIET))
 
 

@@ -267,8 +267,8 @@ def test_a_run_trains_and_its_model_draws(
 @pytest.mark.parametrize(
     ("steps", "options", "message"),
     [
-        (1, {}, "num_inference_steps of at least 2"),
-        (0, {}, "num_inference_steps of at least 2"),
+        (1, {}, "num_inference_steps to be at least 2"),
+        (0, {}, "num_inference_steps to be at least 2"),
         (51, {}, "51 inference steps are too many: the model was trained with 50."),
         (50, {"steps_offset": 1}, "begins before the first of the 50"),
         (50, {"trained_betas": [0.1] * 20 + [0.0] * 10 + [0.1] * 20}, "one noise level twice"),
@@ -302,7 +302,7 @@ def test_as_many_steps_as_the_model_was_trained_with() -> None:
     ],
 )
 def test_pipelines_of_another_kind_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=f"not of DDPM's unconditional kind: .*{message}"):
+    with pytest.raises(UserError, match=f"not a supported unconditional DDPM: .*{message}"):
         make_policy(**changes)
 
 
@@ -356,7 +356,7 @@ def test_files_that_are_no_lora_for_this_model(tmp_path: Path) -> None:
     [
         ("nothing", "there is no model 'nothing'. Give the folder of a diffusers pipeline, or a"),
         ("./nothing", "there is no model './nothing'."),
-        ("empty", "'empty' is no diffusers pipeline: the folder has no model_index.json."),
+        ("empty", "'empty' is not a diffusers pipeline: the folder has no model_index.json."),
         ("broken", "'broken' does not load as a DDPM pipeline: "),
         ("tiny", "there is no model 'tiny'."),
         ("owner/name", "'owner/name' does not load as a DDPM pipeline: "),
@@ -379,5 +379,5 @@ def test_a_stable_diffusion_folder_is_of_another_kind() -> None:
     import dagflow
 
     folder = Path(dagflow.__file__).parent / "models" / "tiny"
-    with pytest.raises(UserError, match="its network is no UNet2DModel"):
+    with pytest.raises(UserError, match="its network is not a UNet2DModel"):
         load_policy(f"ddpm:{folder}", "float32", CPU, 5.0)

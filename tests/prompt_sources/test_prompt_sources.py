@@ -181,7 +181,7 @@ def test_public_lists_are_read() -> None:
     [
         ("a.yaml", "x", r"prompts are read from .txt, .csv, .json, .jsonl, .parquet files"),
         ("a.json", "{", "is not a .json file"),
-        ("a.json", '{"a": 1}', "holds no list"),
+        ("a.json", '{"a": 1}', "does not hold a list"),
         ("a.json", "[3]", "item 1: no text under any of prompt, prompts, text, caption"),
         ("a.csv", "x,y\n1,2\n", "item 2: no text under any of"),
         ("a.jsonl", '"a cat"\n\n{', r"a.jsonl', line 3, is not JSON"),

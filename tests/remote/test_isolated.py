@@ -122,8 +122,12 @@ def test_the_server_ends_with_its_trainer_even_after_sigkill(environment: Path) 
     [
         ("network", {}, "is not of the form NAME@PATH_OF_A_VENV"),
         ("@/x", {}, "is not of the form NAME@PATH_OF_A_VENV"),
-        ("network@/nowhere", {}, "'/nowhere' is no virtual environment: no /nowhere/bin/python"),
-        ("netwrok@HERE", {}, r"(?s)Its log ends:.*no reward called 'netwrok'. Did you mean 'netw"),
+        ("network@/nowhere", {}, "'/nowhere' is not a virtual environment: no /nowhere/bin/python"),
+        (
+            "netwrok@HERE",
+            {},
+            r"(?s)The end of its log:.*no reward called 'netwrok'. Did you mean 'netw",
+        ),
         ("network@HERE", {"widht": 3}, "has no option 'widht'. Did you mean 'width'"),
     ],
 )

@@ -128,7 +128,7 @@ def test_a_reward_that_raises_is_named_with_its_prompt_and_not_asked_again(serve
     expected = r"the reward raised ValueError: no faces here for the prompt 'a cat, number 0'$"
     with pytest.raises(PluginError, match=expected):
         remote(images(1), PROMPTS[:1])
-    with pytest.raises(PluginError, match="no faces here for 40 images, the first of them of the"):
+    with pytest.raises(PluginError, match="no faces here for 40 images, the first of them for the"):
         remote(images(), PROMPTS)
     assert len(calls) == 2
 
@@ -136,7 +136,7 @@ def test_a_reward_that_raises_is_named_with_its_prompt_and_not_asked_again(serve
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (torch.zeros(3), r"returned \(3,\); a tensor of shape \(40,\)"),
+        (torch.zeros(3), r"returned \(3,\); expected a tensor of shape \(40,\)"),
         ([0.0], "returned list"),
         (torch.zeros(40) * 1j, "returned complex numbers"),
     ],

@@ -51,7 +51,7 @@ def test_metadata_that_json_would_change_is_refused_by_name(value: object) -> No
 
 
 def test_images_of_another_dtype_are_refused_before_they_travel() -> None:
-    with pytest.raises(PluginError, match=r"torch\.float16; float32 is due"):
+    with pytest.raises(PluginError, match=r"torch\.float16; expected float32"):
         wire.encode_request(torch.rand(1, 3, 8, 8).half(), [Prompt("a cat")])
 
 

@@ -136,14 +136,14 @@ class Bomb:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        ("truncated", "no checkpoint that can be read safely"),
-        ("empty", "no checkpoint that can be read safely"),
-        ("text", "no checkpoint that can be read safely"),
+        ("truncated", "not a checkpoint that can be read safely"),
+        ("empty", "not a checkpoint that can be read safely"),
+        ("text", "not a checkpoint that can be read safely"),
         ("bomb", "nothing in it was run"),
         ("pickle", "nothing in it was run"),
         ("list", "does not hold a mapping of names to tensors"),
-        ("other", "no tensor 'blip.visual_encoder.patch_embed.proj.weight' of 4 dimensions"),
-        ("rank", "no tensor 'blip.visual_encoder.patch_embed.proj.weight' of 4 dimensions"),
+        ("other", "no tensor 'blip.visual_encoder.patch_embed.proj.weight' with 4 dimensions"),
+        ("rank", "no tensor 'blip.visual_encoder.patch_embed.proj.weight' with 4 dimensions"),
         ("numbered", "does not hold a mapping of names to tensors"),
         ("missing", "does not fit Network: Missing key"),
         ("shape", "does not fit Network"),
@@ -198,7 +198,7 @@ def test_a_clip_of_another_size_is_refused(weights: str, tmp_path: Path) -> None
     wide = {"vision_model.embeddings.patch_embedding.weight": [1280, 3, 32, 32]}
     wide |= {"visual_projection.weight": [128, 1280]}
     save_file(random_state(shapes | wide), tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="is another CLIP than is due: it is 1280 wide"):
+    with pytest.raises(UserError, match="is not the expected CLIP: it is 1280 wide"):
         clip_score(weights=str(tmp_path))
 
 

@@ -13,7 +13,7 @@ class TestReinforce(ObjectiveContract):
 
 
 def transitions(rows: list[tuple[int, int, float]], **changes: object) -> Transitions:
-    """Of trajectories given as (trajectory, prompt, log-reward)."""
+    """Transitions from rows (trajectory, prompt, log-reward)."""
     trajectory, prompt, log_reward = (torch.tensor(column) for column in zip(*rows, strict=True))
     zeros = torch.zeros(len(rows))
     values = {
@@ -35,13 +35,13 @@ def transitions(rows: list[tuple[int, int, float]], **changes: object) -> Transi
 @pytest.mark.parametrize(
     ("rows", "baseline"),
     [
-        # two of prompt 0, two of prompt 2: each has the other's, though a third is far away
+        # two for prompt 0, two for prompt 2: each gets its partner's reward, not a distant one's
         ([(0, 0, 1.0), (1, 0, 3.0), (2, 2, 100.0), (3, 2, 200.0)], [3.0, 1.0, 200.0, 100.0]),
         # a trajectory counts once, however many of its transitions there are
         ([(0, 0, 1.0), (1, 0, 3.0), (1, 0, 3.0), (2, 0, 6.0)], [4.5, 3.5, 3.5, 2.0]),
-        # alone with its prompt: all others
+        # the only one of its prompt: all others
         ([(0, 0, 1.0), (1, 1, 3.0), (2, 1, 5.0)], [4.0, 5.0, 3.0]),
-        # alone
+        # the only one
         ([(7, 7, 9.0), (7, 7, 9.0)], [0.0, 0.0]),
     ],
 )
@@ -54,7 +54,7 @@ def test_the_first_step_is_the_policy_gradient() -> None:
     rows = [(0, 0, 1.0), (1, 0, 3.0)]
     batch = transitions(rows, window=transitions(rows))
     Reinforce()(batch)[0].sum().backward()
-    assert batch.log_pf.grad.tolist() == [2.0, -2.0]  # the better one gets likelier
+    assert batch.log_pf.grad.tolist() == [2.0, -2.0]  # the better one becomes more likely
 
 
 def test_the_ratio_weighs_what_is_off_policy() -> None:
@@ -66,7 +66,7 @@ def test_the_ratio_weighs_what_is_off_policy() -> None:
 
 
 def test_the_sum_scale_asks_for_the_same_step() -> None:
-    """Its gradient is D squared times as long: D here, and D in log_pf's own."""
+    """Its gradient is D^2 times as long: D from the loss, and D from log_pf itself."""
     count, gradients = 1024.0, []
     for scale in (1.0, count):
         rows = [(0, 0, 1.0 * scale), (1, 0, 3.0 * scale)]

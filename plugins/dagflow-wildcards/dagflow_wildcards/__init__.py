@@ -17,13 +17,13 @@ def wildcards(
 ) -> Sequence[Prompt]:
     """Every combination of templates such as "a {colour} {animal}" with the words of colour.txt ...
 
-    templates: texts with wildcards in braces; one that stands twice in a text gets the same word.
-    folder: where KEY.txt holds the words for {KEY}, one a line; for a key that it lacks, the
-    packaged ones serve (animal, colour, place). seed: decides the order, and so what is held out.
+    templates: texts with wildcards in braces; one that occurs twice in a text gets the same word.
+    folder: where KEY.txt holds the words for {KEY}, one per line; keys without a file there use the
+    packaged lists (animal, colour, place). seed: determines the order, and so what is held out.
     heldout: the share of combinations that is kept for evaluation.
     """
     if not 0 <= heldout < 1:
-        raise UserError(f"heldout = {heldout}: a share from 0 to below 1 is due.")
+        raise UserError(f"heldout = {heldout}: expected a share from 0 to below 1.")
     return Wildcards(Combinations(templates, lambda key: read_words(key, folder)), seed, heldout)
 
 

@@ -13,10 +13,10 @@ from dagflow import Prompt, UserError
 
 
 class Combinations:
-    """Every text that the templates can make; combination i follows from i alone.
+    """Every text that the templates can produce; combination i depends only on i.
 
-    The templates come one after the other. Within one, i is read as a number in mixed radix, whose
-    digits choose a word for each wildcard. Raises UserError for a template that is no template.
+    The templates come one after the other. Within one, i is read as a number in mixed radix whose
+    digits choose a word for each wildcard. Raises UserError for an invalid template.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class Combinations:
     ) -> None:
         self.templates = tuple(dict.fromkeys(templates))
         if not self.templates:
-            raise UserError("templates = []: at least one is due.")
+            raise UserError("templates = []: expected at least one.")
         self.keys = {template: wildcards_in(template) for template in self.templates}
         used = dict.fromkeys(key for keys in self.keys.values() for key in keys)
         self.words = {key: words_of(key) for key in used}
@@ -48,9 +48,9 @@ class Combinations:
 
 
 class Shuffled(Sequence[Prompt]):
-    """Some of the combinations, in an order that is a formula, so that item i follows from i.
+    """Some of the combinations, in an order given by a formula, so that item i depends only on i.
 
-    Position p holds combination (step * p + shift) mod N; step has no factor in common with N, so
+    Position p holds combination (step * p + shift) mod N. step has no factor in common with N, so
     each of the N comes once, and two parts with different positions have nothing in common.
     """
 
@@ -101,8 +101,8 @@ def wildcards_in(template: str) -> tuple[str, ...]:
             continue
         if not key.isidentifier() or form or conversion:
             raise UserError(
-                f"template '{template}': '{{{key}}}' is not a wildcard; between its braces stand "
-                f"letters, digits and underscores alone."
+                f"template '{template}': '{{{key}}}' is not a wildcard; only letters, digits and "
+                f"underscores go between its braces."
             )
         keys.append(key)
     return tuple(dict.fromkeys(keys))

@@ -12,9 +12,9 @@ PACKAGED = Path(str(resources.files("dagflow_wildcards") / "word_lists"))
 
 
 def read_words(key: str, folder: str = "") -> tuple[str, ...]:
-    """The lines of KEY.txt in the folder, or of the packaged list; no blank ones, none twice.
+    """The lines of KEY.txt in the folder, or of the packaged list, without blanks and duplicates.
 
-    Raises UserError if there is no such folder or list, or if it holds no words or no text.
+    Raises UserError if there is no such folder or list, or if it holds no words or is not text.
     """
     places = [Path(folder), PACKAGED] if folder else [PACKAGED]
     if folder and not places[0].is_dir():

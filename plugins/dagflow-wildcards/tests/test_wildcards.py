@@ -72,7 +72,7 @@ def test_a_wildcard_that_stands_twice_gets_one_word(folder: Path) -> None:
         ({"templates": ["a {colour!r}"]}, "is not a wildcard"),
         ({"templates": ["a {colour:{animal}}"]}, "is not a wildcard"),
         ({"templates": [" "]}, "a template is empty"),
-        ({"templates": []}, "at least one is due"),
+        ({"templates": []}, "expected at least one"),
         ({"folder": "nowhere"}, "there is no such folder"),
         ({"heldout": 1.0}, "a share from 0 to below 1"),
     ],
