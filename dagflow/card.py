@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from dagflow import __version__, weights
+from dagflow.alarms import Alarm
 from dagflow.config import Config, OpenTable
 from dagflow.errors import UserError
+from dagflow.intervals import student
 from dagflow.plugins import Registry
 from dagflow.policies.loading import EMBEDDED
 from dagflow.policies.stable_diffusion import StableDiffusionPolicy
@@ -23,6 +25,12 @@ KOHYA = "kohya_lora_weights.safetensors"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 TEMPLATE = "templates/model_card.md.jinja"
 TAGS = ["text-to-image", "stable-diffusion", "diffusers", "gflownet", "dagflow"]
+PROPORTION = "to draw pictures in proportion to exp(beta * reward)"
+AIMS = {
+    **dict.fromkeys(("kl", "db", "tb", "vargrad", "subtb"), PROPORTION),
+    **dict.fromkeys(("rtb", "residual-db"), f"{PROPORTION} times the base model's density"),
+    **dict.fromkeys(("ddpo", "grpo"), "to draw pictures with a higher reward"),
+}
 COMPARED = {
     "before-after.png": "The base model above, this model below, on the same prompts and noise.",
     "ranked-trained.png": "Held-out pictures: the best, the median and the worst by reward.",
@@ -107,6 +115,8 @@ def card(trained: Trained, wishes: Wishes, registry: Registry, drawn: Sequence[s
         "files": _files(registry, config),
         "images": report.get("images"),
         "measured": list(_measured(report)),
+        "alarms": [str(Alarm(**alarm)) for alarm in report.get("alarms") or ()],
+        "aim": AIMS.get(config.objective.name, f"with the objective {config.objective.name}"),
         "lora_file": LORA,
         "kohya_file": KOHYA,
     }
@@ -196,13 +206,25 @@ def _sha256(file: WeightFile) -> str:
 
 def _measured(report: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     """Table rows of what a report compares, as far as it does."""
+    images = report.get("images") or 0
     for name, numbers in [("total reward", report.get("reward")), *_by_label(report)]:
         if numbers and numbers.get("trained") is not None:
-            yield _row(name, numbers)
+            yield _row(name, numbers, images)
     for name in ("diversity", "vendi"):
         numbers = report.get(name) or {}
         if numbers.get("trained") is not None:
-            yield _row(name, numbers)
+            yield _row(name, numbers, images)
+    kl = (report.get("drift") or {}).get("kl")
+    if kl is not None:
+        yield {"name": "KL from the base, nats", "base": "", "trained": f"{kl:.4g}", "note": ""}
+    temperature = report.get("temperature") or {}
+    if "slope" in temperature and "due" in temperature:
+        yield {
+            "name": "slope of log-density against reward",
+            "base": "",
+            "trained": f"{temperature['slope']:.4g}",
+            "note": f"{temperature['due']:.4g} if in proportion",
+        }
 
 
 def _by_label(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any] | None]]:
@@ -213,12 +235,12 @@ def _by_label(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any] | 
     ]
 
 
-def _row(name: str, numbers: Mapping[str, Any]) -> dict[str, str]:
+def _row(name: str, numbers: Mapping[str, Any], images: int) -> dict[str, str]:
     base, now = numbers.get("base"), numbers["trained"]
     error, wins = numbers.get("standard_error_of_change"), numbers.get("win_rate")
     notes = []
-    if error is not None and base is not None:
-        notes.append(f"change {now - base:+.4g} +- {error:.2g}")
+    if error is not None and base is not None and images > 1:
+        notes.append(f"change {now - base:+.4g} +- {student(images) * error:.2g} (95 %)")
     if wins is not None:
         notes.append(f"better in {wins:.0%} of pairs")
     return {

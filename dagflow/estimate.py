@@ -39,12 +39,12 @@ class Unit:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The needs of a run on `gpus` devices. Bytes are per device, without layers' workspace."""
+    """The needs of a run. Bytes are per device, without layers' workspace."""
 
     units: Mapping[str, Unit]
     bytes: Mapping[str, int]  # held together at the peak
     epochs: int
-    gpus: int
+    share: float  # of the work, that the busiest device has
 
     @property
     def flops(self) -> float:
@@ -56,12 +56,12 @@ class Estimate:
 
     def hours(self, rate: float) -> float:
         """Hours at `rate` FLOPs per second per device; units without FLOPs are left out."""
-        return self.flops / rate / self.gpus / 3600
+        return self.flops * self.share / rate / 3600
 
     def hours_timed(self, seconds: Mapping[str, float]) -> float:
         """Hours from the seconds that each unit takes."""
         total = sum(self.units[name].count(self.epochs) * seconds[name] for name in self.units)
-        return total / self.gpus / 3600
+        return total * self.share / 3600
 
 
 def estimate(config: Config, shapes: Shapes, objective: Objective, gpus: int) -> Estimate:
@@ -81,7 +81,9 @@ def estimate(config: Config, shapes: Shapes, objective: Objective, gpus: int) ->
     counts = work(config, objective.needs)
     units = {name: Unit(*counts[name], flops[name]) for name in counts if any(counts[name])}
     saved = guided.saved_bytes + flow_pass.saved_bytes
-    return Estimate(units, _bytes(config, shapes, objective, saved, gpus), config.epochs, gpus)
+    samples = config.rollout.samples_per_epoch
+    share = -(-samples // gpus) / samples
+    return Estimate(units, _bytes(config, shapes, objective, saved, gpus), config.epochs, share)
 
 
 def work(config: Config, needs: Needs) -> dict[str, tuple[int, int]]:
@@ -126,10 +128,15 @@ def work(config: Config, needs: Needs) -> dict[str, tuple[int, int]]:
     }
 
 
-def timed(run: Run) -> dict[str, float]:
+def microbatch(config: Config, gpus: int) -> int:
+    """The most transitions that a device passes at once: no more than its share of a step."""
+    return min(config.update.microbatch_size, -(-config.update.batch_size // gpus))
+
+
+def timed(run: Run, gpus: int) -> dict[str, float]:
     """Seconds of each unit on this machine, for one image, state or transition."""
     policy, objective = run.policy, run.learner.objective
-    count, shape = run.config.update.microbatch_size, policy.latent_shape
+    count, shape = microbatch(run.config, gpus), policy.latent_shape
     latents = torch.randn(count, *shape, device=policy.device)
     times = run.path.timesteps[:1].expand(count).to(policy.device)
     prompts = [run.prompts[k % len(run.prompts)] for k in range(count)]
@@ -193,7 +200,7 @@ def _bytes(
         samples = min(samples, max(rollout.batch_size, updated))
     steps = rollout.num_inference_steps
     each = (steps + 1) * values * FLOAT + steps * values * shapes.dtype.itemsize + pixels * FLOAT
-    update = config.update.microbatch_size * saved
+    update = microbatch(config, gpus) * saved
     decoded = (1 if config.machine.vae_slicing else rollout.batch_size) * shapes.decode_bytes
     return {
         "frozen weights": shapes.frozen_bytes,

@@ -101,6 +101,24 @@ def test_more_devices_share_work_and_trajectories(dagflow) -> None:
     assert hours[0] == pytest.approx(8 * hours[1], rel=0.02)
 
 
+def test_a_micro_batch_is_no_larger_than_a_devices_share_of_a_step(dagflow) -> None:
+    options = ("doctor", "--estimate", "tiny", "--tflops", "1", "-s", "update.batch_size=16")
+    plain = dagflow(*options)
+    assert plain.returncode == 0, plain.stderr
+    assert dagflow(*options, "-s", "update.microbatch_size=1000000").stdout == plain.stdout
+    assert dagflow(*options, "-s", "update.microbatch_size=8").stdout != plain.stdout
+
+
+def test_devices_that_have_nothing_to_do_are_refused(dagflow) -> None:
+    options = ("doctor", "--estimate", "tiny", "--tflops", "1")
+    done = dagflow(*options, "--gpus", "65")
+    assert done.returncode == 2
+    assert "--gpus 65 is more than rollout.samples_per_epoch = 64" in done.stderr
+    hours = [dagflow(*options, "--gpus", str(n)).stdout.split("time ")[1] for n in (32, 63)]
+    assert hours[0].split()[0] == hours[1].split()[0]  # one device has two samples either way
+    assert dagflow("doctor", "--estimate", "tiny", "--tflops", "inf").returncode == 2
+
+
 def test_the_estimate_can_be_timed_here(dagflow) -> None:
     result = dagflow("doctor", "--estimate", "tiny", *SHORT_OPTIONS)
     assert result.returncode == 0, result.stderr

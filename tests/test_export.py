@@ -216,12 +216,38 @@ def test_a_report_of_any_version_is_read(trained: Trained) -> None:
     text = card(trained, Wishes(("a cat",)), load_plugins())
     assert "On 32 held-out pictures" in text
     assert "| total reward |  | 2 |  |" in text
-    assert "| a\\|b | 1 | 2 | change +1 +- 0.5, better in 75% of pairs |" in text
+    assert "| a\\|b | 1 | 2 | change +1 +- 1 (95 %), better in 75% of pairs |" in text
     assert "| other (measured only) | 1 | 0.5 |  |" in text
+    alarm = {"statistic": "brightness", "shift": 2.5, "limit": 2.0, "gain": 1.0}
+    more = {"alarms": [alarm], "drift": {"kl": 12.5}, "temperature": {"slope": -3.0, "due": 20.0}}
+    report.write_text(json.dumps(newer | more))
+    text = card(trained, Wishes(("a cat",)), load_plugins())
+    assert "**Alarm:** brightness rose by 2.50 deviations (limit 2) while" in text
+    assert "| KL from the base, nats |  | 12.5 |  |" in text
+    assert "| slope of log-density against reward |  | -3 | 20 if in proportion |" in text
     report.write_text(json.dumps({**newer, "checkpoint": "epoch-0001"}))
     assert "## Measured" not in card(trained, Wishes(("a cat",)), load_plugins())
     report.unlink()
     assert "## Measured" not in card(trained, Wishes(("a cat",)), load_plugins())
+
+
+@pytest.mark.parametrize(
+    ("name", "aim"),
+    [
+        ("kl", "to draw pictures in proportion to exp(beta * reward)"),
+        ("rtb", "to draw pictures in proportion to exp(beta * reward) times the base model's"),
+        ("grpo", "to draw pictures with a higher reward"),
+        ("reinforce", "with the objective reinforce"),
+    ],
+)
+def test_the_card_claims_no_more_than_the_objective_aims_at(
+    trained: Trained, name: str, aim: str
+) -> None:
+    objective = trained.config.objective.model_copy(update={"name": name})
+    config = trained.config.model_copy(update={"objective": objective})
+    text = card(replace(trained, config=config), Wishes(("a cat",)), load_plugins())
+    assert aim in text.split("## Use")[0]
+    assert ("in proportion" in text.split("## Use")[0]) == (name in ("kl", "rtb"))
 
 
 def test_the_card_names_the_weights_that_rewards_read(trained: Trained) -> None:

@@ -222,4 +222,4 @@ def _cell(numbers: dict[str, float] | None) -> str:
         return "-"
     if not numbers["half_width"]:
         return f"{numbers['mean']:.4g}"
-    return f"{numbers['mean']:.4g} +- {numbers['half_width']:.2g}"
+    return f"{numbers['mean']:.4g} +- {numbers['half_width']:.2g} (95 %)"

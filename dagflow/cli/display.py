@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -43,7 +44,7 @@ class Display:
         self._numbers: dict[str, float] = {}
         self._epochs_timed: list[float] = []
         self._epoch_start = time.monotonic()
-        self._epochs = 0
+        self._epochs_left = 0
         self._view = View(console, pictures)
         self._bar = BarColumn()
         self._bars = Progress(
@@ -58,7 +59,7 @@ class Display:
         self._task = self._bars.add_task("loading", total=None, epoch="-", left="")
 
     def __enter__(self) -> Display:
-        if self._console.is_terminal:
+        if self._console.is_terminal and "CI" not in os.environ:
             self._live.start()
         return self
 
@@ -100,7 +101,7 @@ class Display:
         now = time.monotonic()
         self._epochs_timed.append(now - self._epoch_start)
         self._epoch_start = now
-        self._epochs = epochs
+        self._epochs_left = epochs - epoch
         self._view.epoch_done()
         self._console.print(f"epoch {epoch}/{epochs}  {self._line()}")
 
@@ -113,20 +114,23 @@ class Display:
         numbers = self._numbers
         parts = []
         if "reward_mean" in numbers:
-            parts.append(f"reward {numbers['reward_mean']:.4f} +- {numbers['reward_std']:.4f}")
+            parts.append(f"reward {numbers['reward_mean']:.4f} (sd {numbers['reward_std']:.4f})")
         if "loss" in numbers:
             parts.append(f"loss {numbers['loss']:.4g}")
-        if left := self._time_left():
-            parts.append(left)
+        if self._epochs_left:
+            parts.append(self._time_left())
         return "  ".join(parts)
 
     def _time_left(self) -> str:
-        """Estimated from the mean duration of the epochs so far."""
+        """Estimated from the mean duration of the epochs so far; after the last, from the stage."""
         if not self._epochs_timed:
             return ""
+        if not self._epochs_left:
+            seconds = self._bars.tasks[0].time_remaining
+            return "" if seconds is None else f"{_clock(seconds)} left"
         mean = sum(self._epochs_timed) / len(self._epochs_timed)
         spent = time.monotonic() - self._epoch_start
-        seconds = mean * (self._epochs - len(self._epochs_timed)) - spent
+        seconds = mean * self._epochs_left - spent
         return f"{self._most}{_clock(max(0.0, seconds))} left"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -24,6 +25,13 @@ def show_estimate(resolved: Config, registry: Registry, gpus: int, tflops: float
     from dagflow.estimate import estimate, timed
     from dagflow.policies.shapes import Shapes
 
+    if tflops is not None and not math.isfinite(tflops):
+        raise UserError(f"--tflops {tflops}: expected a finite number, such as 100.")
+    if gpus > (most := resolved.rollout.samples_per_epoch):
+        raise UserError(
+            f"--gpus {gpus} is more than rollout.samples_per_epoch = {most}, and each device needs "
+            f"a trajectory."
+        )
     shapes = Shapes(resolved)
     table = resolved.objective
     maker = registry.maker("objective", table.name, table.options, beside=type(table).model_fields)
@@ -40,7 +48,7 @@ def show_estimate(resolved: Config, registry: Registry, gpus: int, tflops: float
         from dagflow.prepare import prepare
 
         with Display(err) as display:
-            seconds = timed(prepare(resolved, registry, display))
+            seconds = timed(prepare(resolved, registry, display), gpus)
     _print_work(found, seconds)
     _print_memory(found)
     hours = found.hours(tflops * TERA) if tflops else found.hours_timed(seconds or {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ from dagflow.cli import rewards
 from dagflow.cli.console import err, fact, out, print_whole
 from dagflow.cli.options import EvalRewardOption
 from dagflow.cli.report import write_page
+from dagflow.intervals import student
 from dagflow.plugins import Registry, load_plugins
 
 if TYPE_CHECKING:
@@ -51,9 +53,9 @@ def evaluate(
 ) -> None:
     """Compare a trained model with its base model on the same held-out prompts and noise.
 
-    Prints rewards with their standard errors, win rate, diversity, drift, and statistics that no
-    reward sees. Writes report.json and pictures into the run directory, replacing those of an
-    earlier evaluation.
+    Prints rewards with the 95 % intervals of their change, win rate, diversity, drift, and
+    statistics that no reward sees. Writes report.json and pictures into the run directory,
+    replacing those of an earlier evaluation.
 
     Examples:
 
@@ -127,29 +129,36 @@ def print_evaluation(evaluation: Evaluation) -> None:
     for alarm in numbers["alarms"]:
         err.print(f"[bold red]ALARM:[/bold red] {escape(str(Alarm(**alarm)))}.")
     reward = numbers["reward"]
-    change, error = reward["trained"] - reward["base"], reward["standard_error_of_change"]
-    errors = f" ({abs(change) / error:.1f} standard errors)" if error else ""
     out.print(
         f"reward on {numbers['images']} held-out seeds: base {reward['base']:.4f}, trained "
-        f"{reward['trained']:.4f}, change {_change(reward, numbers['images'])}{errors}, "
+        f"{reward['trained']:.4f}, change {_change(reward, numbers['images'])}, "
         f"better in {reward['win_rate']:.0%}"
     )
-    temperature = numbers["temperature"]
-    if "slope" in temperature:
-        out.print(
-            f"slope of log-density against reward: {temperature['slope']:.4g} (in proportion: "
-            f"{temperature['due']:.4g}), effective samples {temperature['ess']:.0%}"
-        )
+    _print_temperature(numbers)
     if evaluation.truth is not None:
         distances = evaluation.truth.distances.items()
         parts = (f"{name} {value.total_variation:.3f}" for name, value in distances)
         out.print(f"total variation from the target: {', '.join(parts)}")
 
 
+def _print_temperature(numbers: Mapping[str, Any]) -> None:
+    """Slope and effective samples, with the least that the latter can be, if known."""
+    temperature = numbers["temperature"]
+    if "slope" not in temperature:
+        return
+    several = [count for count in Counter(numbers.get("prompts", ())).values() if count > 1]
+    least = f" (at least {len(several) / sum(several):.0%})" if several else ""
+    out.print(
+        f"slope of log-density against reward: {temperature['slope']:.4g} (in proportion: "
+        f"{temperature['due']:.4g}), effective samples {temperature['ess']:.0%}{least}"
+    )
+
+
 def _change(reward: Mapping[str, Any], images: int) -> str:
-    """The change with its standard error, which a single image does not have."""
+    """The change with half its 95 % interval, which a single image does not have."""
     change = f"{reward['trained'] - reward['base']:+.4f}"
-    return f"{change} +- {reward['standard_error_of_change']:.4f}" if images > 1 else change
+    half = student(images) * reward["standard_error_of_change"] if images > 1 else 0.0
+    return f"{change} +- {half:.4f} (95 %)" if images > 1 else change
 
 
 def _table(numbers: Mapping[str, Any]) -> Table:

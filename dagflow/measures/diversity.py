@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from dagflow.types import Prompt
 
 MOST = 64  # images of a prompt that are compared with each other
+ROWS = 50  # of a kernel matrix, in memory at once
 
 
 def groups(prompts: Sequence[Prompt]) -> list[list[int]]:
@@ -54,26 +54,42 @@ def _vendi(rows: Tensor) -> float:
 def from_base(base: Tensor, now: Tensor) -> dict[str, float]:
     """Frechet and kernel distance (polynomial, unbiased) of two sets of coarse features (N, F).
 
-    torchmetrics computes both (FID, KID), but in these features. With few images the Frechet
-    distance is too large (Binkowski et al., "Demystifying MMD GANs", ICLR 2018); the kernel
-    distance is not, and may fall below 0. Empty for fewer than three images.
+    FID and KID, but in these features. With few images the Frechet distance is too large (Binkowski
+    et al., "Demystifying MMD GANs", ICLR 2018); the kernel distance is not, and may fall below 0.
+    Empty for fewer than three images.
     """
     if len(base) < 3:
         return {}
     from torchmetrics.image.fid import FrechetInceptionDistance
-    from torchmetrics.image.kid import KernelInceptionDistance
 
     as_they_are = nn.Identity()
     as_they_are.num_features = base.shape[1]  # type: ignore[assignment]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns that it keeps all features, which is intended
-        alone: dict[str, Any] = {"sync_on_compute": False}  # one process has all, the others wait
-        frechet = FrechetInceptionDistance(feature=as_they_are, **alone)
-        kernel = KernelInceptionDistance(
-            feature=as_they_are, subsets=1, subset_size=len(base), **alone
+        frechet = FrechetInceptionDistance(  # one process has all images, the others wait
+            feature=as_they_are, sync_on_compute=False
         )
-    for metric in (frechet, kernel):
-        metric.update(base.double(), real=True)
-        metric.update(now.double(), real=False)
-    with torch.random.fork_rng(devices=[]):  # KID draws its one subset, which is all images
-        return {"fid": float(frechet.compute()), "kid": float(kernel.compute()[0])}
+    x, y = base.double(), now.double()
+    frechet.update(x, real=True)
+    frechet.update(y, real=False)
+    kernel = _within(x) + _within(y) - 2 * _kernel_sum(x, y) / (len(x) * len(y))
+    return {"fid": float(frechet.compute()), "kid": kernel}
+
+
+def _within(x: Tensor) -> float:
+    """Mean kernel of two different rows."""
+    itself = (x.square().sum(1) / x.shape[1] + 1).pow(3).sum()
+    return (_kernel_sum(x, x) - float(itself)) / (len(x) * (len(x) - 1))
+
+
+def _kernel_sum(x: Tensor, y: Tensor) -> float:
+    """Sum of (a . b / F + 1)^3 over all rows a of x (N, F) and b of y (M, F).
+
+    KID's kernel (Binkowski et al., section 4), a block of rows at a time: torchmetrics holds
+    matrices of N x N in memory, which for the images of a world is more than machines have.
+    """
+    total = 0.0
+    for part in (x / x.shape[1]).split(ROWS):
+        kernel = (part @ y.T).add_(1)
+        total += float((kernel * kernel).mul_(kernel).sum())
+    return total

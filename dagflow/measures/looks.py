@@ -78,6 +78,11 @@ def looks(images: Tensor) -> dict[str, Tensor]:
 
 
 def shift(base: Tensor, now: Tensor) -> float:
-    """Mean change of (N,) paired values, in standard deviations of the base model's values."""
-    deviation = float(base.double().std()) if len(base) > 1 else 0.0
+    """Mean change of (N,) paired values, in standard deviations of the base model's values.
+
+    Zero for a single pair, whose deviation nobody knows.
+    """
+    if len(base) < 2:
+        return 0.0
+    deviation = float(base.double().std())
     return float((now.double() - base.double()).mean()) / max(deviation, SMALLEST)

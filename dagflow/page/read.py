@@ -37,6 +37,7 @@ class RunData:
     report: Record  # empty before the end
     prompts: tuple[str, ...]  # of the pictures in the grids; none in older runs
     reward_calls: int | None
+    newest_checkpoint: str  # its name; empty if there is none
     is_running: bool
 
     @property
@@ -116,7 +117,8 @@ def _read(folder: Path, name: str) -> RunData:
     metrics = _of_epochs(_lines(folder / "metrics.jsonl"))
     report = _json(folder / "report.json")
     report = report if isinstance(report, dict) else {}
-    calls = report.get("reward_calls") or _reward_calls(folder)
+    newest = _newest_checkpoint(folder)
+    calls = at(_json(newest / "state.json"), "reward_calls") if newest else None
     return RunData(
         folder=folder,
         name=name,
@@ -129,7 +131,8 @@ def _read(folder: Path, name: str) -> RunData:
         sessions=tuple(_lines(folder / SESSIONS)),
         report=report,
         prompts=_prompts(folder),
-        reward_calls=calls,
+        reward_calls=calls if isinstance(calls, int) else report.get("reward_calls"),
+        newest_checkpoint=newest.name if newest else "",
         is_running=_is_running(folder),
     )
 
@@ -181,11 +184,9 @@ def _prompts(folder: Path) -> tuple[str, ...]:
     return tuple(str(text) for text in texts) if isinstance(texts, list) else ()
 
 
-def _reward_calls(folder: Path) -> int | None:
-    """Reward calls up to the newest checkpoint."""
+def _newest_checkpoint(folder: Path) -> Path | None:
     saved = sorted((folder / "checkpoints").glob("epoch-*/state.json"))
-    calls = at(_json(saved[-1]), "reward_calls") if saved else None
-    return calls if isinstance(calls, int) else None
+    return saved[-1].parent if saved else None
 
 
 def _is_running(folder: Path) -> bool:

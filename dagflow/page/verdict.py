@@ -22,8 +22,8 @@ class Change:
 
     base: float
     trained: float
-    low: float  # of the 95 % interval of the change
-    high: float
+    low: float | None  # of the 95 % interval of the change; None if it cannot be known
+    high: float | None
     images: int | None
     win_rate: float | None
 
@@ -33,12 +33,15 @@ class Change:
 
     @property
     def interval(self) -> str:
+        """In figures; "–" if it cannot be known."""
+        if self.low is None or self.high is None:
+            return "–"
         return f"{shown(self.low, signed=True)} to {shown(self.high, signed=True)}"
 
     @property
     def is_certain(self) -> bool:
         """Whether chance in the held-out images is unlikely to explain it."""
-        return self.low > 0 or self.high < 0
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 @dataclass(frozen=True)
@@ -60,19 +63,22 @@ def _reported(report: Record) -> Change | None:
     base, trained = (number(at(report, "reward", name)) for name in ("base", "trained"))
     if base is None or trained is None:
         return None
-    error = number(at(report, "reward", "standard_error_of_change")) or 0.0
-    half = error * student(max(2, int(number(report.get("images")) or 0)))
+    images = report.get("images")
+    low, high = _interval(report, trained - base)
+    return Change(base, trained, low, high, images, number(at(report, "reward", "win_rate")))
+
+
+def _interval(report: Record, mean: float) -> tuple[float | None, float | None]:
+    """Of the change: as reported, or from the standard error in an older report."""
     ends = at(report, "reward", "interval")
-    interval = [number(end) for end in ends] if isinstance(ends, list) else []
-    low, high = interval if len(interval) == 2 else (None, None)
-    return Change(
-        base,
-        trained,
-        trained - base - half if low is None else low,
-        trained - base + half if high is None else high,
-        report.get("images"),
-        number(at(report, "reward", "win_rate")),
-    )
+    if isinstance(ends, list) and len(ends) == 2 and None not in (found := [*map(number, ends)]):
+        return found[0], found[1]
+    error = number(at(report, "reward", "standard_error_of_change"))
+    images = int(number(report.get("images")) or 0)
+    if error is None or images < 2:
+        return None, None
+    half = error * student(images)
+    return mean - half, mean + half
 
 
 def _under_way(run: RunData) -> Change | None:
@@ -98,6 +104,12 @@ def _progress(run: RunData) -> Iterator[str]:
         yield f"The run is {run.state}: {done} of {due} epochs are done."
     elif done < due:
         yield f"The run ended after {done} of {due} epochs."
+    evaluated = str(run.report.get("checkpoint") or "")
+    if evaluated and evaluated < run.newest_checkpoint:
+        yield (
+            f"The comparison with the base model is of an earlier checkpoint, {evaluated}, which "
+            f"was evaluated last; the newest is {run.newest_checkpoint}."
+        )
 
 
 def _reward(run: RunData) -> Iterator[str]:
@@ -117,10 +129,10 @@ def _reward(run: RunData) -> Iterator[str]:
     of = f" of {found.images} held-out images" if found.images else " of the held-out images"
     yield (
         f"The mean reward{of} {verb} from {shown(found.base)} (base) to {shown(found.trained)} "
-        f"(trained): a change of {shown(found.mean, signed=True)}, with a 95 % interval from "
-        f"{found.interval}."
+        f"(trained): a change of {shown(found.mean, signed=True)}"
+        + ("." if found.low is None else f", with a 95 % interval from {found.interval}.")
     )
-    if found.high == found.low:
+    if found.low is None or found.high == found.low:
         yield "That is too few images to tell the change from chance."
     elif found.is_certain:
         yield (
@@ -151,9 +163,9 @@ def _diversity(run: RunData) -> Iterator[str]:
 
 def diversity(run: RunData) -> tuple[float | None, float | None]:
     """Of base and trained model, from the report or else the newest held-out record."""
-    reported = [number(at(run.report, "diversity", name)) for name in ("base", "trained")]
-    if None not in reported:
-        return reported[0], reported[1]
+    if at(run.report, "diversity") is not None:
+        base, trained = (number(at(run.report, "diversity", name)) for name in ("base", "trained"))
+        return base, trained
     logged = [number(e.get("held_out.diversity")) for e in run.epochs]
     known = [value for value in logged if value is not None]
     return (known[0], known[-1]) if len(known) > 1 else (None, None)
@@ -195,7 +207,8 @@ def _alarms(run: RunData) -> dict[str, Record]:
 
 
 def percent(share: float, signed: bool = False) -> str:
-    return f"{100 * share:{'+' if signed else ''}.0f} %".replace("-", "−")
+    rounded = round(100 * share)
+    return f"{rounded:{'+' if signed and rounded else ''}d} %".replace("-", "−")
 
 
 def figures(run: RunData) -> list[Figure]:
@@ -208,7 +221,7 @@ def figures(run: RunData) -> list[Figure]:
             "held_out.reward_change",
             "reward change",
             shown(found.mean, signed=True),
-            f"95 %: {found.interval}",
+            f"95 %: {found.interval}" if found.low is not None else "too few images",
         )
         if found
         else None,

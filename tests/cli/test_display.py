@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyte
 import pytest
@@ -177,7 +178,23 @@ def test_continuous_integration_and_dumb_terminals_see_lines_alone(
     with Display(terminal.console, pictures=True) as display:
         epochs(display, 2)
     assert not set(terminal.getvalue()) & {*BLOCKS, HALF_BLOCK}
-    assert "epoch 2/2  reward 0.5000 +- 0.1000  loss 2" in terminal.getvalue()
+    assert "epoch 2/2  reward 0.5000 (sd 0.1000)  loss 2\n" in terminal.getvalue()
+    assert "\x1b[" not in terminal.getvalue()
+
+
+def test_the_time_left_counts_the_epochs_that_remain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run resumed after 6 of 10 epochs; after the last one, that of the stage under way."""
+    now = 0.0
+    monkeypatch.setattr("dagflow.cli.display.time", SimpleNamespace(monotonic=lambda: now))
+    display = Display(Terminal().console)
+    now = 10.0
+    display.epoch_done(7, 10)
+    assert display._time_left() == "0:30 left"
+    for epoch in (8, 9, 10):
+        now += 10
+        display.epoch_done(epoch, 10)
+    display.phase("evaluate", 100, 10)
+    assert display._time_left() == ""
 
 
 def on_a_terminal(

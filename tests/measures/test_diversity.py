@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+from torchmetrics.image.kid import KernelInceptionDistance
 
 from dagflow import Prompt
 from dagflow.measures.diversity import distance, from_base, vendi
@@ -65,6 +67,15 @@ def test_distances_between_gaussians() -> None:
     alike = from_base(base, torch.randn(4000, 3, generator=source))
     assert alike["fid"] == pytest.approx(0, abs=0.01)
     assert abs(alike["kid"]) < 0.02 < found["kid"]
+
+
+def test_the_kernel_distance_is_torchmetrics_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, now = torch.rand(30, 6).double(), torch.rand(30, 6).double() ** 2
+    monkeypatch.setattr("dagflow.measures.diversity.ROWS", 7)
+    whole = KernelInceptionDistance(feature=nn.Identity(), subsets=1, subset_size=30)
+    whole.update(base, real=True)
+    whole.update(now, real=False)
+    assert from_base(base, now)["kid"] == pytest.approx(float(whole.compute()[0]), rel=1e-5)
 
 
 def test_distances_repeat_and_leave_the_generator_alone() -> None:

@@ -17,7 +17,7 @@ from dagflow.cli.report import write_page
 from dagflow.page.build import build, write
 from dagflow.page.charts import curves
 from dagflow.page.read import read
-from dagflow.page.verdict import alarms, sentences
+from dagflow.page.verdict import alarms, diversity, percent, sentences
 from tests.page.variants import rewrite, with_known_numbers
 
 
@@ -86,6 +86,37 @@ def test_the_verdict_calls_chance_chance(rich: Path, tmp_path: Path) -> None:
     report["reward"] |= {"interval": [-0.01, 0.2]}
     (folder / "report.json").write_text(json.dumps(report))
     assert "chance alone could explain that" in " ".join(sentences(read([folder])[0]))
+
+
+def test_the_verdict_names_an_earlier_checkpoint(rich: Path, tmp_path: Path) -> None:
+    folder = copy(rich, tmp_path / "run")
+    report = json.loads((folder / "report.json").read_text())
+    assert "earlier checkpoint" not in " ".join(sentences(read([folder])[0]))
+    calls = report["reward_calls"]
+    report |= {"checkpoint": "epoch-0001", "reward_calls": 1, "diversity": {"base": None}}
+    (folder / "report.json").write_text(json.dumps(report))
+    [found] = read([folder])
+    assert "of an earlier checkpoint, epoch-0001," in " ".join(sentences(found))
+    assert found.reward_calls == calls
+    assert diversity(found) == (None, None)  # not that of other images after other epochs
+
+
+def test_one_image_has_no_interval(rich: Path, tmp_path: Path) -> None:
+    folder = copy(rich, tmp_path / "run")
+    report = json.loads((folder / "report.json").read_text())
+    report |= {"images": 1}
+    report["reward"] |= {"interval": None, "standard_error_of_change": 0.0}
+    (folder / "report.json").write_text(json.dumps(report))
+    text = " ".join(sentences(read([folder])[0]))
+    assert "That is too few images to tell the change from chance." in text
+    assert "interval" not in text
+    assert build([folder])
+
+
+def test_no_share_is_less_than_nothing() -> None:
+    assert percent(-0.004, signed=True) == "0 %"
+    assert percent(-0.123, signed=True) == "−12 %"
+    assert percent(0.123, signed=True) == "+12 %"
 
 
 def test_what_comes_from_outside_is_escaped(rich: Path) -> None:
