@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import re
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
@@ -31,6 +32,8 @@ HEAVY = (
     "torch", "torchvision", "transformers", "diffusers", "tensorflow", "jax", "onnxruntime", "cv2",
     "scipy", "pandas", "sklearn",
 )  # fmt: skip
+
+NAME = re.compile(r"\w[\w-]*")  # what --reward and -s can say
 
 Kind = Literal["reward", "prompts", "objective"]
 HOOKS: dict[str, Kind] = {
@@ -260,6 +263,10 @@ def _ask(caller: pluggy.HookCaller, plugin: object, entry_point: EntryPoint) -> 
     for name, factory in answer.items():
         if not isinstance(name, str) or not callable(factory):
             raise PluginError(f"{caller.name}: {name!r} -> {factory!r} is not a name and a factory")
+        if not NAME.fullmatch(name):
+            raise PluginError(
+                f"{caller.name}: {name!r} cannot be typed as a name; use letters, digits, - and _"
+            )
         # Some built-in types have no signature and cannot take options: this raises for them.
         if {"images", "prompts"} <= inspect.signature(factory).parameters.keys():
             raise PluginError(
@@ -286,12 +293,18 @@ def _check_options(
         required = parameter.default is parameter.empty and parameter.kind not in various
         if required and key not in options:
             raise UserError(f"{item.kind} '{item.name}' needs the option '{key}'.")
-    hints = _hints(item.factory)
+    hints = _by_default(parameters) | _hints(item.factory)
     others = next((key for key, p in parameters.items() if p.kind is p.VAR_KEYWORD), "")
     return {
         key: _check_value(item, key, value, hints.get(key if key in parameters else others, Any))
         for key, value in options.items()
     }
+
+
+def _by_default(parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """The types of parameters without annotations, as far as their defaults show them."""
+    kinds = {bool: bool, int: int | float, float: float, str: str}
+    return {k: kinds[type(p.default)] for k, p in parameters.items() if type(p.default) in kinds}
 
 
 def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
@@ -326,6 +339,13 @@ def _check_value(item: Provided, key: str, value: Any, hint: Any) -> Any:
 
     if isinstance(value, float) and math.isnan(value):
         raise UserError(f"{item.kind} '{item.name}', option '{key}': nan is not a number.")
+    if is_dataclass(hint) and isinstance(value, Mapping):
+        known = [field.name for field in fields(hint)]
+        if foreign := next((name for name in value if name not in known), None):
+            raise UserError(
+                f"{item.kind} '{item.name}', option '{key}' has no '{foreign}'."
+                f"{did_you_mean(foreign, known)} It has: {', '.join(known)}."
+            )
     try:
         return TypeAdapter(hint).validate_python(value)
     except PydanticUserError:  # an annotation that pydantic cannot check

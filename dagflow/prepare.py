@@ -19,7 +19,7 @@ from dagflow.diffusion.path import GaussianPath
 from dagflow.engine.learner import Learner, make_learner
 from dagflow.engine.machine import prepare_device, prepare_learner, prepare_policy
 from dagflow.engine.processes import ALONE, Processes
-from dagflow.engine.prompts import as_prompts, draw_prompts, heldout_prompts
+from dagflow.engine.prompts import as_prompts, digest, draw_prompts, heldout_prompts
 from dagflow.engine.replay import Kept, given_images, off_policy
 from dagflow.engine.scoring import Background, WeightedReward, place
 from dagflow.errors import Interrupted, PluginError, UserError
@@ -283,6 +283,17 @@ def _check_processes(config: Config, processes: Processes) -> None:
         )
 
 
+def require_same_prompts(run: Run) -> None:
+    """Raise UserError in all processes if they hold different prompts."""
+    found = run.processes.share(lambda: (digest(run.prompts), digest(run.heldout)))
+    if len(set(found)) > 1:
+        raise UserError(
+            f"prompts '{run.config.prompts.name}': the processes of this run got different "
+            f"prompts, or the same in another order. The source must sort what comes from a set "
+            f"or a folder, and draw at random only from a seed that is an option."
+        )
+
+
 @contextmanager
 def _unchanged() -> Iterator[None]:
     """Restore torch's global state, whatever a plugin does to it inside this context."""
@@ -299,6 +310,9 @@ def _check_objective(name: str, objective: object) -> None:
     needs = getattr(objective, "needs", None)
     if not isinstance(needs, Needs):
         raise PluginError(f"objective '{name}' has no `needs`; expected a dagflow.Needs")
+    if not callable(objective):
+        kind = type(objective).__name__
+        raise PluginError(f"objective '{name}' is {kind}, which is not callable")
     for module, is_due in (("flow", needs.log_flow), ("log_z", needs.log_z)):
         if is_due and not hasattr(objective, module):
             raise PluginError(f"objective '{name}' needs {module} but has no module `{module}`")
@@ -319,7 +333,13 @@ def _build(
     built = {}
     for label in tables:
         with _unchanged():
-            built[label] = place(makers[label](), device)
+            reward = makers[label]()
+            if not callable(reward):
+                raise PluginError(
+                    f"reward '{label}': its factory returned {type(reward).__name__}; expected "
+                    f"something to call with images and prompts"
+                )
+            built[label] = place(reward, device)
     return tuple(weighted(label, built[label], table) for label, table in tables.items())
 
 

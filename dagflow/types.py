@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 LogDensity = Literal["mean", "sum"]
+RESERVED_METRICS = frozenset({
+    "alarm", "beta", "epoch", "flow_grad_norm", "gain", "log_ratio", "loss", "policy_grad_norm",
+    "regulariser", "reward_calls", "reward_mean", "reward_std", "skipped", "update", "warm_up",
+})  # fmt: skip
+"""Names that the engine logs itself; no metric of an objective may have one."""
 Potential = Literal["rollout", "current", "none"]
 
 

@@ -63,6 +63,12 @@ BROKEN = {
     @dagflow.hookimpl
     def dagflow_register_rewards(): return {"zero": Zero()}
     """: "'zero' is itself a reward; register what makes it",
+    """
+    import dagflow
+    class Zero: ...
+    @dagflow.hookimpl
+    def dagflow_register_rewards(): return {"a:b": Zero}
+    """: "'a:b' cannot be typed as a name",
 }
 
 
@@ -198,6 +204,7 @@ def test_a_factory_that_raises_is_reported_with_its_owner(install) -> None:
 
 TYPED = """
     from __future__ import annotations
+    from dataclasses import dataclass
     from functools import cache, partial
     from typing import TYPE_CHECKING, Annotated, Literal
     import dagflow
@@ -217,12 +224,17 @@ TYPED = """
     class Called:
         def __call__(self, number: float = 1.0): ...
     def own(weight: float = 1.0): ...
+    def plain(number=1, flag=False, word="x"): return number, flag, word
+    @dataclass
+    class Pair: left: int = 0
+    def nested(pair: Pair = Pair()): return pair
 
     @dagflow.hookimpl
     def dagflow_register_rewards():
         return {
             "lazy": lazy, "limited": limited, "open": open, "kept": kept,
             "part": partial(lazy, side="r"), "made": Made, "called": Called(), "own": own,
+            "plain": plain, "nested": nested,
         }
 """
 
@@ -238,6 +250,9 @@ TYPED = """
         ("part", {"number": "x"}),
         ("made", {"number": "x"}),
         ("called", {"number": "x"}),
+        ("plain", {"number": "x"}),
+        ("plain", {"flag": "perhaps"}),
+        ("nested", {"pair": {"left": "x"}}),
     ],
 )
 def test_annotations_are_checked_wherever_they_stand(install, name: str, options) -> None:
@@ -246,6 +261,14 @@ def test_annotations_are_checked_wherever_they_stand(install, name: str, options
     [key] = options
     with pytest.raises(UserError, match=f"reward '{name}', option '{key}': .* is not valid"):
         load_plugins().maker("reward", name, options)
+
+
+def test_options_get_the_type_of_their_default(install) -> None:
+    install("typed", TYPED)
+    make = load_plugins().maker("reward", "plain", {"number": "5", "flag": "no", "word": "y"})
+    assert make() == (5, False, "y")
+    with pytest.raises(UserError, match=r"option 'pair' has no 'lefft'\. Did you mean 'left'\?"):
+        load_plugins().maker("reward", "nested", {"pair": {"lefft": 1}})
 
 
 def test_no_option_has_a_name_that_the_engine_reads(install) -> None:

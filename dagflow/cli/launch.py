@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,8 @@ from dagflow.errors import RunError, UserError
 if TYPE_CHECKING:
     from dagflow.config import Config
 
-INTERRUPTED, FAILED = 130, 1
+INTERRUPTED, FAILED, WRONG_INPUT = 130, 1, 2
+OWN_CODES = (INTERRUPTED, FAILED, WRONG_INPUT)  # of a process that has printed why it ended
 PATIENCE = "300"  # seconds for processes to finish a step and save
 SIGNALS = "SIGTERM,SIGINT,SIGUSR1"  # passed on to the processes
 
@@ -63,11 +64,11 @@ def as_launched(resolved: Config) -> Config:
     return resolved
 
 
-def launch(machines: Machines, more: Sequence[str], hint: str) -> int:
+def launch(machines: Machines, more: Sequence[str], hint: Callable[[], str]) -> int:
     """Run this same command in several processes, and return the exit code of the group.
 
-    `more`: words to insert after the first. `hint` is printed if a process ended without saying
-    why.
+    `more`: words to insert after the first. What `hint` returns is printed if a process ended
+    without saying why.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -100,9 +101,10 @@ def launch(machines: Machines, more: Sequence[str], hint: str) -> int:
         raise RunError(f"the processes cannot be started: {reason}") from error
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        if failure.exitcode >= 0:
-            return failure.exitcode
-        name = signal.Signals(-failure.exitcode).name
-        complain("Failed", f"process {rank} was killed by {name}; the others stopped.\n{hint}")
+        code: int = failure.exitcode
+        if code in OWN_CODES:  # it has said why
+            return code
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        complain("Failed", f"process {rank} {how}; the others stopped.\n{hint()}")
         return FAILED
     return 0

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,9 +69,9 @@ def run(
         elif machines.processes * machines.nodes > 1:
             resolved = resolve()
             if resolved.output or machines.node:
-                raise typer.Exit(launch(machines, [], _way_on(resolved.output or "RUN")))
+                raise typer.Exit(launch(machines, [], partial(_if_saved, resolved.output or "RUN")))
             folder = stack.enter_context(_with_folder(resolved)).output
-            raise typer.Exit(launch(machines, ["--output", folder], _way_on(folder)))
+            raise typer.Exit(launch(machines, ["--output", folder], partial(_if_saved, folder)))
         else:
             from dagflow.engine.processes import ALONE
 
@@ -103,7 +104,7 @@ def _train(
     from dagflow.cli.display import Display, Silent, profile_table
     from dagflow.engine import checkpoint
     from dagflow.errors import Interrupted
-    from dagflow.prepare import prepare
+    from dagflow.prepare import prepare, require_same_prompts
     from dagflow.profiling import profiled
 
     display = Display(err, resolved.stop_at_gain > 0, pictures) if group.is_main else None
@@ -111,6 +112,7 @@ def _train(
     with display or nullcontext(), _stoppable(group.is_main) as stop_asked:
         registry, watcher = load_plugins(), display or Silent()
         prepared = group.together(lambda: prepare(resolved, registry, watcher, stop_asked, group))
+        require_same_prompts(prepared)
         watch = profiled(prepared.folder / "profile") if profile and group.is_main else None
         try:
             with watch or nullcontext() as profiles:
@@ -135,6 +137,13 @@ def _train(
     if profiles:
         fact("profile", profiles.folder)
         out.print(profile_table(profiles))
+
+
+def _if_saved(folder: str) -> str:
+    from dagflow.engine import checkpoint
+
+    saved = folder == "RUN" or checkpoint.folders(Path(folder) / "checkpoints")
+    return _way_on(folder) if saved else "Nothing was saved yet."
 
 
 def _way_on(folder: str) -> str:

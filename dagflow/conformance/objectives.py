@@ -29,12 +29,7 @@ from dagflow.conformance.batches import (
 from dagflow.conformance.contract import Contract, advise
 from dagflow.conformance.poison import Poisoned, poisoned
 from dagflow.errors import raised
-from dagflow.types import Needs, Transitions
-
-RESERVED = {
-    "alarm", "beta", "epoch", "flow_grad_norm", "log_ratio", "loss", "policy_grad_norm",
-    "regulariser", "update", "warm_up",
-}  # fmt: skip
+from dagflow.types import RESERVED_METRICS, Needs, Transitions
 
 
 class ObjectiveContract(Contract):
@@ -290,10 +285,10 @@ def restore(label: str, objective: Any, state: bytes) -> None:
 
 def check_metric(label: str, name: Any, values: Any) -> None:
     """It is a finite tensor, one number or one for each transition, under its own name."""
-    if not isinstance(name, str) or name in RESERVED:
+    if not isinstance(name, str) or name in RESERVED_METRICS:
         advise(
             f"{label}: the metric {name!r} has a name that the engine uses, or one that is not a "
-            f"str. Choose another; these are taken: {', '.join(sorted(RESERVED))}."
+            f"str. Choose another; these are taken: {', '.join(sorted(RESERVED_METRICS))}."
         )
     if not isinstance(values, Tensor) or values.shape not in SHAPES:
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Set, Sized
 from hashlib import sha256
 from itertools import islice
 
@@ -17,8 +17,8 @@ from dagflow.types import Prompt, PromptSource
 def as_prompts(name: str, source: Iterable[Prompt | str]) -> tuple[Prompt, ...]:
     """The items of a prompt source, as prompts.
 
-    Raises UserError if it is empty or a text cannot be encoded in UTF-8, PluginError if an item is
-    neither a text nor a `Prompt`.
+    Raises UserError if it is empty or a text cannot be encoded in UTF-8, PluginError if it is no
+    sequence of texts and `Prompt`s, or one is blank.
     """
     items = []
     for position, item in enumerate(_items(name, source)):
@@ -31,6 +31,11 @@ def as_prompts(name: str, source: Iterable[Prompt | str]) -> tuple[Prompt, ...]:
             raise PluginError(
                 f"prompts '{name}': item {position} is Prompt({prompt.text!r}), which has no text"
             )
+        if not prompt.text.strip():
+            raise PluginError(f"prompts '{name}': item {position} is blank")
+        if not isinstance(prompt.metadata, Mapping):
+            kind = type(prompt.metadata).__name__
+            raise PluginError(f"prompts '{name}': the metadata of item {position} is {kind}")
         if not is_text(prompt.text):
             raise UserError(f"prompts '{name}': item {position} is not text: {prompt.text[:80]!r}.")
         items.append(prompt)
@@ -40,6 +45,13 @@ def as_prompts(name: str, source: Iterable[Prompt | str]) -> tuple[Prompt, ...]:
 
 
 def _items(name: str, source: Iterable[Prompt | str]) -> list[Prompt | str]:
+    listed = hasattr(source, "__iter__") or hasattr(source, "__getitem__")
+    if isinstance(source, str | Mapping | Set) or not listed:
+        kind = type(source).__name__
+        raise PluginError(
+            f"prompts '{name}' is a {kind}; expected a list of texts or dagflow.Prompt, in an "
+            f"order that does not change"
+        )
     with blaming(f"prompts '{name}'", UserError):
         return list(islice(source, len(source)) if isinstance(source, Sized) else source)
 

@@ -175,13 +175,12 @@ def total(rewards: Sequence[WeightedReward], raw: Tensor) -> Tensor:
 
 @torch.no_grad()  # here, because other threads do not inherit it
 def _ask(item: WeightedReward, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-    given = images.data  # the same memory, with a version counter of its own
+    # A version counter of its own; on a CPU also its own memory, which numpy can change unseen.
+    given = images.clone() if images.device.type == "cpu" else images.data
     with blaming(f"reward '{item.label}'", torch.OutOfMemoryError):
         values = item.reward(given, prompts)
     if given._version:
-        raise PluginError(
-            f"reward '{item.label}' changed the images in place, but other rewards see them too"
-        )
+        raise PluginError(f"reward '{item.label}' changed the images in place; work on a copy")
     shaped = isinstance(values, Tensor) and values.shape == (len(images),)
     if not shaped or values.is_sparse or values.is_complex():
         got = _form(values)

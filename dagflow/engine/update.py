@@ -37,9 +37,9 @@ from dagflow.engine.window import (
     of_all,
     whole_window,
 )
-from dagflow.errors import NotFinite, RunError, blaming
+from dagflow.errors import NotFinite, PluginError, RunError, blaming
 from dagflow.profiling import span, traced
-from dagflow.types import Transitions
+from dagflow.types import RESERVED_METRICS, Transitions
 
 FLOWS = ("log_flow", "log_flow_next")
 Sums = dict[str, tuple[float, int]]  # the sum over some items and their number, by name
@@ -237,9 +237,7 @@ def _objective_backward(
     """
     count = len(batch.log_pf)
     with blaming(learner.who, torch.OutOfMemoryError):
-        loss, extra = learner.objective(batch)
-        if loss.shape != (count,):
-            raise ValueError(f"the loss has shape {tuple(loss.shape)}, not ({count},)")
+        loss, extra = _loss_and_metrics(learner.objective(batch), count)
         with span("flow"):
             (loss.sum() / total).backward()
         if times > 1:
@@ -247,9 +245,29 @@ def _objective_backward(
                 if parameter.grad is not None:
                     parameter.grad /= times
         for name, values in {"loss": loss, **extra}.items():
-            if not values.numel():
-                raise ValueError(f"the metric '{name}' has no values")
             metrics.add(name, values)
+
+
+def _loss_and_metrics(answer: object, count: int) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """What an objective returned for B = `count`. Raises PluginError if that is something else."""
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        got = f"{len(answer)} values" if isinstance(answer, tuple) else type(answer).__name__
+        raise PluginError(f"it returned {got}; expected a loss ({count},) and a mapping of metrics")
+    loss, extra = answer
+    if not isinstance(loss, Tensor) or loss.shape != (count,):
+        got = str(tuple(loss.shape)) if isinstance(loss, Tensor) else type(loss).__name__
+        raise PluginError(f"its loss is {got}; expected a tensor of shape ({count},)")
+    if not loss.requires_grad:
+        raise PluginError("its loss has no gradient; compute it from log_pf, without detach()")
+    if not isinstance(extra, Mapping):
+        raise PluginError(f"its metrics are {type(extra).__name__}; expected a mapping of tensors")
+    for name, values in extra.items():
+        if not isinstance(name, str) or name in RESERVED_METRICS:
+            raise PluginError(f"its metric {name!r} has a name that the engine uses itself")
+        if not isinstance(values, Tensor) or not values.numel():
+            got = "an empty tensor" if isinstance(values, Tensor) else type(values).__name__
+            raise PluginError(f"its metric '{name}' is {got}; expected a tensor with values")
+    return loss, extra
 
 
 def _step(

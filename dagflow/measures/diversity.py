@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dagflow.types import Prompt
 
 MOST = 64  # images of a prompt that are compared with each other
-ROWS = 50  # of a kernel matrix, in memory at once
+ROWS = 20  # of a kernel matrix, in memory at once
 
 
 def groups(prompts: Sequence[Prompt]) -> list[list[int]]:

@@ -214,7 +214,10 @@ class IsolatedReward:
         """Start a server and wait until it has loaded its reward."""
         command = [str(self._python), "-P", "-m", "dagflow", "serve", self._name, "--port", "0",
                    "--exit-with-parent", *self._settings]  # fmt: skip
-        server = Server(command, self._token, self._log)
+        try:
+            server = Server(command, self._token, self._log)
+        except OSError as error:
+            raise UserError(f"isolated: {self._python} cannot be run: {error.strerror}.") from error
         try:
             server.wait(self._start_timeout)
             if not server.url:
@@ -237,6 +240,8 @@ class IsolatedReward:
                 f"the environment of {self._what()} has no dagflow. Install it with: "
                 f"{self._python} -m pip install dagflow-align"
             )
+        if "Unknown option: -P" in log:
+            return UserError(f"the Python of {self._what()} is too old: it must be 3.11 or newer.")
         if server.exit_code == USER_ERROR:
             return UserError(f"{self._what()} does not start. {log}")
         return PluginError(f"{self._what()} does not start ({ending(server.exit_code)}). {log}")
@@ -248,6 +253,11 @@ class IsolatedReward:
 def python_of(environment: Path) -> Path:
     """The interpreter of a virtual environment. Raises UserError if there is none."""
     python = environment / "bin" / "python"
+    if python.is_symlink() and not python.exists():
+        raise UserError(
+            f"isolated: the Python that '{environment}' was made with is gone ({python} leads to "
+            f"{python.readlink()}): make the environment again."
+        )
     if not python.exists():
         raise UserError(f"isolated: '{environment}' is not a virtual environment: no {python}.")
     return python.absolute()  # not resolved: the link itself makes it an environment

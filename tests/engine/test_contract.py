@@ -48,6 +48,14 @@ def leave(*_: object) -> Any:
 def test_a_source_out_of_contract_is_reported_by_name() -> None:
     with pytest.raises(PluginError, match=r"'mine': item 0 is Prompt\(5\), which has no text"):
         as_prompts("mine", [Prompt(5)])  # type: ignore[arg-type]
+    for source in ("a cat", {"a cat": 1}, {"a cat"}, None):
+        kind = type(source).__name__
+        with pytest.raises(PluginError, match=f"prompts 'mine' is a {kind}; expected a list"):
+            as_prompts("mine", source)  # type: ignore[arg-type]
+    with pytest.raises(PluginError, match="'mine': item 1 is blank"):
+        as_prompts("mine", ["a cat", " "])
+    with pytest.raises(PluginError, match="the metadata of item 0 is NoneType"):
+        as_prompts("mine", [Prompt("a cat", None)])  # type: ignore[arg-type]
     with pytest.raises(PluginError, match="'mine' raised SystemExit: 4"):
         as_prompts("mine", Leaving())
 
@@ -82,7 +90,23 @@ def test_heldout_prompts_may_be_an_array_and_must_be_had() -> None:
         ({"__call__": leave}, "objective Mine raised SystemExit"),
         (
             {"__call__": lambda _, batch: (batch.log_pf, {"none": batch.log_pf[:0]})},
-            "objective Mine raised ValueError: the metric 'none' has no values",
+            "objective Mine: its metric 'none' is an empty tensor",
+        ),
+        ({"__call__": lambda _, batch: batch.log_pf}, "Mine: it returned Tensor; expected a loss"),
+        ({"__call__": lambda _, batch: (batch.log_pf,)}, "it returned 1 values; expected a loss"),
+        ({"__call__": lambda _, batch: (0.5, {})}, "its loss is float; expected a tensor"),
+        (
+            {"__call__": lambda _, batch: (batch.log_pf.detach(), {})},
+            "its loss has no gradient; compute it from log_pf",
+        ),
+        ({"__call__": lambda _, batch: (batch.log_pf, [])}, "its metrics are list; expected"),
+        (
+            {"__call__": lambda _, batch: (batch.log_pf, {"one": 1.0})},
+            "its metric 'one' is float; expected a tensor",
+        ),
+        (
+            {"__call__": lambda _, batch: (batch.log_pf, {"loss": batch.log_pf})},
+            "its metric 'loss' has a name that the engine uses",
         ),
     ],
 )

@@ -184,6 +184,21 @@ def test_a_reward_out_of_contract_is_reported_by_name(answer, message: str) -> N
         ask([WeightedReward("mine", answer, 1.0)], torch.rand(2, 3, 4, 4), PROMPTS[:2])
 
 
+def test_no_reward_changes_what_another_sees() -> None:
+    """numpy changes memory without a trace; on a CPU each reward has its own."""
+
+    def answer(images, prompts):
+        images.numpy()[:] = 0
+        return images.mean((1, 2, 3))
+
+    images = torch.ones(2, 3, 4, 4)
+    both = [
+        WeightedReward(k, f, 1.0) for k, f in (("a", answer), ("b", lambda x, _: x.mean((1, 2, 3))))
+    ]
+    assert ask(both, images, PROMPTS[:2])().tolist() == [[0, 0], [1, 1]]
+    assert images.min() == 1
+
+
 def test_scores_are_the_engines_own() -> None:
     """A reward may fill the same buffer again, and leave the graph on it."""
     buffer = torch.zeros(2)

@@ -160,6 +160,59 @@ def test_an_error_in_one_process_is_said_once_with_its_number(
     assert "Traceback" not in said
 
 
+FOREIGN = """
+    import os
+
+    import dagflow
+
+    @dagflow.hookimpl
+    def dagflow_register_rewards():
+        return {"leaving": Leaving}
+
+    @dagflow.hookimpl
+    def dagflow_register_prompt_sources():
+        return {"turning": lambda: ["a", "b"] if os.environ.get("RANK") == "0" else ["b", "a"]}
+
+    class Leaving:
+        def __init__(self):
+            if os.environ.get("RANK") == "1":
+                os._exit(7)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--prompts", "turning"], 2, "prompts 'turning': the processes of this run got different"),
+        (["--reward", "leaving"], 1, "process 1 exited with 7; the others stopped"),
+    ],
+)
+def test_what_a_plugin_does_in_one_process_alone_is_said(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words, code: int, message: str
+) -> None:
+    from tests.conftest import put_plugin
+
+    put_plugin(tmp_path, "foreign", FOREIGN)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done, said = ended(begin(*WORLD, *words, "--output", "run", "--num-processes", "2"))
+    assert done == code, said
+    assert said.count(message) == 1
+    assert "Traceback" not in said
+    assert "--resume" not in said
+    assert not (tmp_path / "run" / "config.toml").exists()
+
+
+def test_ctrl_c_before_a_run_is_prepared_ends_it_soon(begin: Begin, tmp_path: Path) -> None:
+    run = begin(*WORLD, "--output", "run", "--num-processes", "2", start_new_session=True)
+    wait_for(lambda: len(psutil.Process(run.pid).children()) == 2, "two processes")
+    children = psutil.Process(run.pid).children()
+    began = time.monotonic()
+    os.killpg(run.pid, signal.SIGINT)
+    assert ended(run)[0] == 130
+    assert time.monotonic() - began < GRACE
+    assert not [child for child in children if child.is_running()]
+
+
 def test_wrong_input_is_said_once(begin: Begin, tmp_path: Path) -> None:
     few = ["-s", "rollout.samples_per_epoch=2", "-s", "update.batch_size=5"]
     code, said = ended(begin(*WORLD, *few, "--output", "run", "--num-processes", "3"))

@@ -138,6 +138,23 @@ def test_what_cannot_be_had_is_the_users_mistake(
         make(target.replace("HERE", str(environment)), **options)
 
 
+def test_a_python_that_does_not_start_is_the_users_mistake(make, tmp_path: Path) -> None:
+    python = tmp_path / "odd" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("x")
+    with pytest.raises(UserError, match=r"odd/bin/python cannot be run: Permission denied"):
+        make(f"network@{tmp_path / 'odd'}")
+    python.unlink()
+    python.symlink_to("/nowhere/python3")
+    with pytest.raises(UserError, match=r"that '.*odd' was made with is gone \(.*nowhere/python3"):
+        make(f"network@{tmp_path / 'odd'}")
+    python.unlink()
+    python.write_text("#!/bin/sh\necho Unknown option: -P\nexit 2\n")
+    python.chmod(0o755)
+    with pytest.raises(UserError, match=r"the Python of .*odd is too old: it must be 3\.11"):
+        make(f"network@{tmp_path / 'odd'}")
+
+
 def test_an_environment_without_dagflow_is_told_what_to_install(make, tmp_path: Path) -> None:
     venv.create(tmp_path / "bare", with_pip=False)
     with pytest.raises(UserError, match=r"has no dagflow. Install it with: .*bare/bin/python -m p"):
