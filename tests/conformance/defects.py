@@ -125,7 +125,7 @@ REWARDS: list[Defect] = [
                 time.sleep(0.02)
                 return self.images.mean((1, 2, 3))
     """),
-    ("same_score_from_several_threads", "whole number from 1", """
+    ("same_score_from_several_threads", "positive whole number", """
         class factory:
             "Many."
             concurrency = "many"
