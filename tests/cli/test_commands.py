@@ -145,7 +145,10 @@ BAD_INPUT = {
         ["train", "-s", "objective.coefficient=-1"],
         "coefficient = -1: expected a finite number from 0",
     ),
-    "clip of ddpo": (["train", "--objective", "ddpo", "-s", "objective.clip=0"], "clip = 0: a nu"),
+    "clip of ddpo": (
+        ["train", "--objective", "ddpo", "-s", "objective.clip=0"],
+        "clip = 0: expected a nu",
+    ),
     "infinite penalty": (
         ["train", "--objective", "grpo", "-s", "objective.kl_coefficient=inf"],
         "kl_coefficient = inf: expected a finite number from 0",

@@ -291,7 +291,7 @@ def test_nothing_is_set_aside_for_a_run_that_is_refused(make_run, tmp_path: Path
     start(make_run(epochs=3, **QUIET, checkpoint={"keep": 3}))
     folder = tmp_path / "run" / "checkpoints"
     before = sorted(path.name for path in folder.iterdir())
-    with pytest.raises(UserError, match="is past epochs = 1"):
+    with pytest.raises(UserError, match="is already past epochs = 1"):
         resume(make_run(epochs=1, **QUIET), "2")
     assert sorted(path.name for path in folder.iterdir()) == before
 
