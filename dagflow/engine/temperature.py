@@ -1,8 +1,9 @@
 """Measure whether samples come in proportion to exp(beta * reward).
 
 For a trajectory that the policy sampled, w = log p_0 + sum of (log p - log q) is an estimate of the
-log-density of its terminal state (by importance, with q as the proposal), here in nats and summed
-over the D latent values. In balance w = beta * reward - log Z(prompt), with beta on that scale.
+log-density of its terminal state, here in nats and summed over the D latent values. On average it
+is too high by KL(p || q) of the ways to that state, which is zero in balance. There
+w = beta * reward - log Z(prompt), with beta on that scale.
 """
 
 from __future__ import annotations
