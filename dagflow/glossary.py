@@ -45,7 +45,6 @@ STEP: dict[str, Term] = {
         "Loss",
         "Mean of the objective's loss. Its target moves with the policy and as beta rises, so it "
         "need not fall when training goes well; for kl it may be negative.",
-        better="lower",
     ),
     "residual": Term(
         "Residual",
