@@ -166,7 +166,8 @@ class Registry:
         )
         if self.broken:
             failed = ", ".join(item.entry_point for item in self.broken)
-            message += f" Plugins that did not load (see `dagflow list-plugins`): {failed}."
+            why = f" ({self.broken[0].reason})" if len(self.broken) == 1 else ""
+            message += f" Plugins that did not load (see `dagflow list-plugins`): {failed}{why}."
         if self.disabled:
             message += f" Disabled by {DISABLE_VARIABLE}: {', '.join(self.disabled)}."
         return message

@@ -222,7 +222,7 @@ def test_a_report_of_any_version_is_read(trained: Trained) -> None:
     more = {"alarms": [alarm], "drift": {"kl": 12.5}, "temperature": {"slope": -3.0, "due": 20.0}}
     report.write_text(json.dumps(newer | more))
     text = card(trained, Wishes(("a cat",)), load_plugins())
-    assert "**Alarm:** brightness rose by 2.50 deviations (limit 2) while" in text
+    assert "* brightness rose by 2.50 deviations (limit 2) while" in text
     assert "| KL from the base, nats |  | 12.5 |  |" in text
     assert "| slope of log-density against reward |  | -3 | 20 if in proportion |" in text
     report.write_text(json.dumps({**newer, "checkpoint": "epoch-0001"}))

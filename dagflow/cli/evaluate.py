@@ -173,7 +173,8 @@ def _table(numbers: Mapping[str, Any]) -> Table:
             change = f"{pair['trained'] / pair['base'] - 1:+.1%}" if pair["base"] else ""
             _row(table, name, pair, change)
     for name, look in numbers["statistics"].items():
-        _row(table, name.replace("_", " "), look, f"{look['shift']:+.2f} deviations")
+        change = f"{look['shift']:+.2f} deviations" if numbers["images"] > 1 else ""
+        _row(table, name.replace("_", " "), look, change)
     return table
 
 

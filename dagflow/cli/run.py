@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -109,7 +110,8 @@ def _train(
 
     display = Display(err, resolved.stop_at_gain > 0, pictures) if group.is_main else None
     profiles = None
-    with display or nullcontext(), _stoppable(group.is_main) as stop_asked:
+    plugins_print = redirect_stdout(sys.stderr)  # standard output is for the summary
+    with display or nullcontext(), plugins_print, _stoppable(group.is_main) as stop_asked:
         registry, watcher = load_plugins(), display or Silent()
         prepared = group.together(lambda: prepare(resolved, registry, watcher, stop_asked, group))
         require_same_prompts(prepared)

@@ -17,7 +17,7 @@ import pytest
 from dagflow.errors import PluginError, UserError
 from dagflow.plugins import DISABLE_VARIABLE, GROUP, HEAVY, Kind, Provided, load_plugins
 
-IMPORT_LIMIT = 120  # seconds
+NEW_PROCESS_LIMIT = 120  # seconds
 VARIOUS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 PROBE = """
 import json, os, sys
@@ -95,19 +95,29 @@ def heavy_imports(distribution: str) -> list[str]:
     """Which of `HEAVY` loading one distribution's plugins imports, in a new process."""
     owners = {point.dist.name for point in entry_points(group=GROUP) if point.dist}
     disabled = {os.environ.get(DISABLE_VARIABLE, ""), *(owners - {distribution})}
-    environment = {**os.environ, DISABLE_VARIABLE: ",".join(disabled)}
+    what = f"loading the plugins of {distribution}"
+    return in_a_new_process(what, PROBE, HEAVY, {DISABLE_VARIABLE: ",".join(disabled)})
+
+
+def in_a_new_process(
+    what: str, program: str, given: object, environment: Mapping[str, str]
+) -> list[Any]:
+    """The list that a program prints as JSON on its last line; its input is sys.path and `given`.
+
+    `what` it does is for the message, if it fails.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", PROBE],
-        input=json.dumps([sys.path, HEAVY]),
-        env=environment,
+        [sys.executable, "-c", program],
+        input=json.dumps([sys.path, given], default=str),
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=IMPORT_LIMIT,
+        timeout=NEW_PROCESS_LIMIT,
         check=False,
     )
     if done.returncode:
-        advise(f"loading the plugins of {distribution} ended the process:\n{done.stderr}")
-    found: list[str] = json.loads(done.stdout.splitlines()[-1])
+        advise(f"{what} ended the process:\n{done.stderr}")
+    found: list[Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 

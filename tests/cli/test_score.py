@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import put_plugin
+from tests.conftest import SHORT_OPTIONS, put_plugin
 
 GREEDY = """
 import dagflow
@@ -198,6 +198,17 @@ def test_what_a_plugin_prints_or_takes_spoils_no_json(dagflow, tmp_path: Path) -
     [options] = [item["options"] for item in listed["plugins"] if item["name"] == "loud"]
     assert options["most"] == "inf"
     assert "RED" in options["weights"]
+
+
+def test_what_a_reward_prints_while_training_is_no_result(dagflow, tmp_path: Path) -> None:
+    put_plugin(tmp_path, "loud", LOUD)
+    few = ["-s", "epochs=1", "-s", "evaluate.images=0", "-s", "evaluate.watched=0"]
+    words = ["train", *SHORT_OPTIONS, *few, "--reward", "loud", "--output", "run"]
+    done = dagflow(*words, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("pictures  run/samples\n")
+    assert "asked" not in done.stdout
+    assert "asked" in done.stderr
 
 
 def test_the_kit_notices_a_reward_that_is_bound_to_a_thread(tmp_path: Path) -> None:

@@ -248,6 +248,11 @@ PROMPTS: list[Defect] = [
             "Another each time."
             return [f"cat {next(numbers)}"]
     """),
+    ("built_twice_it_is_the_same", "sort what comes from a set", """
+        def factory():
+            "In the order of a set."
+            return list({f"{colour} {animal}" for colour in "abcdef" for animal in "ghijkl"})
+    """),
     ("walked_twice_it_is_the_same", "a fixed sequence", """
         from itertools import count
         class factory:
