@@ -64,7 +64,7 @@ def _rollouts(run: Run, options: argparse.Namespace) -> dict[str, Callable[[], N
         rollout(run.policy, run.path, prompts, noise, "mean")
         run.policy.decode = decode  # type: ignore[method-assign]
 
-    return {"ours": ours, "bare": partial(bare_rollout, run, noise, embeds)}
+    return {"ours": ours, "bare": partial(bare_rollout, run, noise[:, :-1], embeds)}
 
 
 def _add(table: Table, title: str, seconds: dict[str, float]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ def card(trained: Trained, wishes: Wishes, registry: Registry, drawn: Sequence[s
         "files": _files(registry, config),
         "images": report.get("images"),
         "measured": list(_measured(report)),
-        "alarms": [str(Alarm(**alarm)) for alarm in report.get("alarms") or ()],
+        "alarms": list(_alarms(report)),
         "aim": AIMS.get(config.objective.name, f"with the objective {config.objective.name}"),
         "lora_file": LORA,
         "kohya_file": KOHYA,
@@ -218,13 +218,20 @@ def _measured(report: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     if kl is not None:
         yield {"name": "KL from the base, nats", "base": "", "trained": f"{kl:.4g}", "note": ""}
     temperature = report.get("temperature") or {}
-    if "slope" in temperature and "due" in temperature:
+    if None not in (temperature.get("slope"), temperature.get("due")):
         yield {
             "name": "slope of log-density against reward",
             "base": "",
             "trained": f"{temperature['slope']:.4g}",
             "note": f"{temperature['due']:.4g} if in proportion",
         }
+
+
+def _alarms(report: Mapping[str, Any]) -> Iterator[str]:
+    known = {field.name for field in fields(Alarm)}
+    for alarm in report.get("alarms") or ():
+        if known <= alarm.keys():
+            yield str(Alarm(**{name: alarm[name] for name in known}))
 
 
 def _by_label(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any] | None]]:

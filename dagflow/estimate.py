@@ -15,6 +15,7 @@ from torch import nn
 
 from dagflow.config import Config
 from dagflow.counting import Pass, measure_pass
+from dagflow.engine.transitions import cut, shares
 from dagflow.measures.drift import STEPS
 from dagflow.policies.shapes import TOKENS, Shapes
 from dagflow.prepare import Run
@@ -128,15 +129,21 @@ def work(config: Config, needs: Needs) -> dict[str, tuple[int, int]]:
     }
 
 
-def microbatch(config: Config, gpus: int) -> int:
+def microbatch(config: Config, needs: Needs, gpus: int) -> int:
     """The most transitions that a device passes at once: no more than its share of a step."""
-    return min(config.update.microbatch_size, -(-config.update.batch_size // gpus))
+    with torch.device("cpu"):  # objectives are counted on the meta device
+        windows = cut(config, 0, config.rollout.num_inference_steps, needs)
+        owner = torch.empty(config.rollout.samples_per_epoch, dtype=torch.int64)
+    for rank, own in enumerate(shares(windows, gpus)):
+        owner[own] = rank
+    most = max(int(owner[rows[:, 0]].bincount().max()) for rows in windows)
+    return min(config.update.microbatch_size, most)
 
 
 def timed(run: Run, gpus: int) -> dict[str, float]:
     """Seconds of each unit on this machine, for one image, state or transition."""
     policy, objective = run.policy, run.learner.objective
-    count, shape = microbatch(run.config, gpus), policy.latent_shape
+    count, shape = microbatch(run.config, objective.needs, gpus), policy.latent_shape
     latents = torch.randn(count, *shape, device=policy.device)
     times = run.path.timesteps[:1].expand(count).to(policy.device)
     prompts = [run.prompts[k % len(run.prompts)] for k in range(count)]
@@ -200,7 +207,7 @@ def _bytes(
         samples = min(samples, max(rollout.batch_size, updated))
     steps = rollout.num_inference_steps
     each = (steps + 1) * values * FLOAT + steps * values * shapes.dtype.itemsize + pixels * FLOAT
-    update = microbatch(config, gpus) * saved
+    update = microbatch(config, objective.needs, gpus) * saved
     decoded = (1 if config.machine.vae_slicing else rollout.batch_size) * shapes.decode_bytes
     return {
         "frozen weights": shapes.frozen_bytes,

@@ -10,8 +10,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import redirect_stdout
-from dataclasses import dataclass, fields, is_dataclass
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass, is_dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
@@ -33,7 +33,7 @@ HEAVY = (
     "scipy", "pandas", "sklearn",
 )  # fmt: skip
 
-NAME = re.compile(r"\w[\w-]*")  # what --reward and -s can say
+NAME = re.compile(r"[^\s:=@]+")  # what --reward NAME:ARGUMENT=WEIGHT can say
 
 Kind = Literal["reward", "prompts", "objective"]
 HOOKS: dict[str, Kind] = {
@@ -266,7 +266,8 @@ def _ask(caller: pluggy.HookCaller, plugin: object, entry_point: EntryPoint) -> 
             raise PluginError(f"{caller.name}: {name!r} -> {factory!r} is not a name and a factory")
         if not NAME.fullmatch(name):
             raise PluginError(
-                f"{caller.name}: {name!r} cannot be typed as a name; use letters, digits, - and _"
+                f"{caller.name}: {name!r} cannot be said on the command line; use no spaces and "
+                f"none of : = @"
             )
         # Some built-in types have no signature and cannot take options: this raises for them.
         if {"images", "prompts"} <= inspect.signature(factory).parameters.keys():
@@ -294,18 +295,29 @@ def _check_options(
         required = parameter.default is parameter.empty and parameter.kind not in various
         if required and key not in options:
             raise UserError(f"{item.kind} '{item.name}' needs the option '{key}'.")
-    hints = _by_default(parameters) | _hints(item.factory)
+    hints = _hints(item.factory)
     others = next((key for key, p in parameters.items() if p.kind is p.VAR_KEYWORD), "")
     return {
         key: _check_value(item, key, value, hints.get(key if key in parameters else others, Any))
-        for key, value in options.items()
+        for key, value in _like_defaults(options, parameters, hints).items()
     }
 
 
-def _by_default(parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    """The types of parameters without annotations, as far as their defaults show them."""
-    kinds = {bool: bool, int: int | float, float: float, str: str}
-    return {k: kinds[type(p.default)] for k, p in parameters.items() if type(p.default) in kinds}
+def _like_defaults(
+    options: Mapping[str, Any],
+    parameters: Mapping[str, inspect.Parameter],
+    hints: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Without annotations, texts as the type of the default, if they can be: `--reward NAME:5`."""
+    from pydantic import TypeAdapter, ValidationError
+
+    found = dict(options)
+    for key, parameter in parameters.items():
+        value, kind = options.get(key), type(parameter.default)
+        if key not in hints and isinstance(value, str) and kind in (bool, int, float):
+            with suppress(ValidationError):
+                found[key] = TypeAdapter(kind).validate_python(value)
+    return found
 
 
 def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
@@ -341,7 +353,7 @@ def _check_value(item: Provided, key: str, value: Any, hint: Any) -> Any:
     if isinstance(value, float) and math.isnan(value):
         raise UserError(f"{item.kind} '{item.name}', option '{key}': nan is not a number.")
     if is_dataclass(hint) and isinstance(value, Mapping):
-        known = [field.name for field in fields(hint)]
+        known = list(inspect.signature(hint).parameters)  # type: ignore[arg-type]
         if foreign := next((name for name in value if name not in known), None):
             raise UserError(
                 f"{item.kind} '{item.name}', option '{key}' has no '{foreign}'."

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from dagflow import UserError, train
-from dagflow.estimate import work
+from dagflow.estimate import microbatch, work
 from dagflow.policies.shapes import Shapes
+from dagflow.types import Needs
 from tests.conftest import SHORT_OPTIONS, short_config
 from tests.engine.test_once_per_state import counted
 
@@ -107,6 +108,15 @@ def test_a_micro_batch_is_no_larger_than_a_devices_share_of_a_step(dagflow) -> N
     assert plain.returncode == 0, plain.stderr
     assert dagflow(*options, "-s", "update.microbatch_size=1000000").stdout == plain.stdout
     assert dagflow(*options, "-s", "update.microbatch_size=8").stdout != plain.stdout
+
+
+def test_a_step_may_be_larger_than_its_batch_size() -> None:
+    """640 transitions are no two steps of 321; 64 trajectories of 10 among 8 devices are whole."""
+    few = {"rollout": {"samples_per_epoch": 64, "num_inference_steps": 10}}
+    large = short_config(**few, update={"batch_size": 321, "microbatch_size": 1000})
+    assert microbatch(large, Needs(log_flow=True), 1) == 640
+    small = short_config(**few, update={"batch_size": 128, "microbatch_size": 1000})
+    assert microbatch(small, Needs(trajectories=True), 8) == 20
 
 
 def test_devices_that_have_nothing_to_do_are_refused(dagflow) -> None:

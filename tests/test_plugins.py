@@ -68,7 +68,7 @@ BROKEN = {
     class Zero: ...
     @dagflow.hookimpl
     def dagflow_register_rewards(): return {"a:b": Zero}
-    """: "'a:b' cannot be typed as a name",
+    """: "'a:b' cannot be said on the command line",
 }
 
 
@@ -250,8 +250,6 @@ TYPED = """
         ("part", {"number": "x"}),
         ("made", {"number": "x"}),
         ("called", {"number": "x"}),
-        ("plain", {"number": "x"}),
-        ("plain", {"flag": "perhaps"}),
         ("nested", {"pair": {"left": "x"}}),
     ],
 )
@@ -267,6 +265,8 @@ def test_options_get_the_type_of_their_default(install) -> None:
     install("typed", TYPED)
     make = load_plugins().maker("reward", "plain", {"number": "5", "flag": "no", "word": "y"})
     assert make() == (5, False, "y")
+    make = load_plugins().maker("reward", "plain", {"number": "all", "flag": 2, "word": 0.5})
+    assert make() == ("all", 2, 0.5)
     with pytest.raises(UserError, match=r"option 'pair' has no 'lefft'\. Did you mean 'left'\?"):
         load_plugins().maker("reward", "nested", {"pair": {"lefft": 1}})
 

@@ -76,9 +76,8 @@ class Display:
 
     def phase(self, name: str, total: int, epoch: int) -> None:
         # reset drops the fields that it is not given
-        self._bars.reset(
-            self._task, description=name, total=total, epoch=epoch, left=self._time_left()
-        )
+        self._bars.reset(self._task, description=name, total=total, epoch=epoch, left="")
+        self._bars.update(self._task, left=self._time_left())
         self._live.show_now()  # some stages are over before the next refresh
 
     def advance(self, units: int) -> None:

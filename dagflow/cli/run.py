@@ -62,6 +62,7 @@ def run(
             from dagflow.engine.processes import processes
 
             group = stack.enter_context(processes())
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # see __main__.py
             resolved = group.from_main(
                 lambda: stack.enter_context(_with_folder(as_launched(resolve())))
             )
@@ -110,8 +111,10 @@ def _train(
 
     display = Display(err, resolved.stop_at_gain > 0, pictures) if group.is_main else None
     profiles = None
-    plugins_print = redirect_stdout(sys.stderr)  # standard output is for the summary
-    with display or nullcontext(), plugins_print, _stoppable(group.is_main) as stop_asked:
+    with ExitStack() as stack:
+        stack.enter_context(display or nullcontext())
+        stack.enter_context(redirect_stdout(sys.stderr))  # plugins print above the display
+        stop_asked = stack.enter_context(_stoppable(group.is_main))
         registry, watcher = load_plugins(), display or Silent()
         prepared = group.together(lambda: prepare(resolved, registry, watcher, stop_asked, group))
         require_same_prompts(prepared)

@@ -106,15 +106,18 @@ def in_a_new_process(
 
     `what` it does is for the message, if it fails.
     """
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        input=json.dumps([sys.path, given], default=str),
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=NEW_PROCESS_LIMIT,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            input=json.dumps([sys.path, given]),
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=NEW_PROCESS_LIMIT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        advise(f"{what} took more than {NEW_PROCESS_LIMIT} seconds.")
     if done.returncode:
         advise(f"{what} ended the process:\n{done.stderr}")
     found: list[Any] = json.loads(done.stdout.splitlines()[-1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from hashlib import sha256
 from itertools import islice
 
@@ -18,7 +18,7 @@ def as_prompts(name: str, source: Iterable[Prompt | str]) -> tuple[Prompt, ...]:
     """The items of a prompt source, as prompts.
 
     Raises UserError if it is empty or a text cannot be encoded in UTF-8, PluginError if it is no
-    sequence of texts and `Prompt`s, or one is blank.
+    sequence of texts and `Prompt`s.
     """
     items = []
     for position, item in enumerate(_items(name, source)):
@@ -31,8 +31,6 @@ def as_prompts(name: str, source: Iterable[Prompt | str]) -> tuple[Prompt, ...]:
             raise PluginError(
                 f"prompts '{name}': item {position} is Prompt({prompt.text!r}), which has no text"
             )
-        if not prompt.text.strip():
-            raise PluginError(f"prompts '{name}': item {position} is blank")
         if not isinstance(prompt.metadata, Mapping):
             kind = type(prompt.metadata).__name__
             raise PluginError(f"prompts '{name}': the metadata of item {position} is {kind}")
@@ -46,7 +44,7 @@ def as_prompts(name: str, source: Iterable[Prompt | str]) -> tuple[Prompt, ...]:
 
 def _items(name: str, source: Iterable[Prompt | str]) -> list[Prompt | str]:
     listed = hasattr(source, "__iter__") or hasattr(source, "__getitem__")
-    if isinstance(source, str | Mapping | Set) or not listed:
+    if isinstance(source, str | Mapping | set | frozenset) or not listed:
         kind = type(source).__name__
         raise PluginError(
             f"prompts '{name}' is a {kind}; expected a list of texts or dagflow.Prompt, in an "

@@ -250,7 +250,7 @@ def _objective_backward(
 
 def _loss_and_metrics(answer: object, count: int) -> tuple[Tensor, Mapping[str, Tensor]]:
     """What an objective returned for B = `count`. Raises PluginError if that is something else."""
-    if not isinstance(answer, tuple) or len(answer) != 2:
+    if not isinstance(answer, tuple | list) or len(answer) != 2:
         got = f"{len(answer)} values" if isinstance(answer, tuple) else type(answer).__name__
         raise PluginError(f"it returned {got}; expected a loss ({count},) and a mapping of metrics")
     loss, extra = answer

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dagflow.config import Config, RewardTable
+from dagflow.engine.checkpoint import checkpoints
 from dagflow.errors import UserError
 from dagflow.folder import OWNER
 from dagflow.intervals import student
@@ -117,8 +118,8 @@ def _read(folder: Path, name: str) -> RunData:
     metrics = _of_epochs(_lines(folder / "metrics.jsonl"))
     report = _json(folder / "report.json")
     report = report if isinstance(report, dict) else {}
-    newest = _newest_checkpoint(folder)
-    calls = at(_json(newest / "state.json"), "reward_calls") if newest else None
+    saved = checkpoints(folder / "checkpoints")
+    calls = at(_json(saved[-1] / "state.json"), "reward_calls") if saved else None
     return RunData(
         folder=folder,
         name=name,
@@ -132,7 +133,7 @@ def _read(folder: Path, name: str) -> RunData:
         report=report,
         prompts=_prompts(folder),
         reward_calls=calls if isinstance(calls, int) else report.get("reward_calls"),
-        newest_checkpoint=newest.name if newest else "",
+        newest_checkpoint=saved[-1].name if saved else "",
         is_running=_is_running(folder),
     )
 
@@ -182,11 +183,6 @@ def _json(file: Path) -> Any:
 def _prompts(folder: Path) -> tuple[str, ...]:
     texts = _json(folder / "samples" / "prompts.json")
     return tuple(str(text) for text in texts) if isinstance(texts, list) else ()
-
-
-def _newest_checkpoint(folder: Path) -> Path | None:
-    saved = sorted((folder / "checkpoints").glob("epoch-*/state.json"))
-    return saved[-1].parent if saved else None
 
 
 def _is_running(folder: Path) -> bool:

@@ -105,10 +105,10 @@ def _progress(run: RunData) -> Iterator[str]:
     elif done < due:
         yield f"The run ended after {done} of {due} epochs."
     evaluated = str(run.report.get("checkpoint") or "")
-    if evaluated and evaluated < run.newest_checkpoint:
+    if evaluated and run.newest_checkpoint not in ("", evaluated):
         yield (
-            f"The comparison with the base model is of an earlier checkpoint, {evaluated}, which "
-            f"was evaluated last; the newest is {run.newest_checkpoint}."
+            f"The comparison with the base model is of checkpoint {evaluated}, which was evaluated "
+            f"last; the newest is {run.newest_checkpoint}."
         )
 
 
@@ -132,7 +132,9 @@ def _reward(run: RunData) -> Iterator[str]:
         f"(trained): a change of {shown(found.mean, signed=True)}"
         + ("." if found.low is None else f", with a 95 % interval from {found.interval}.")
     )
-    if found.low is None or found.high == found.low:
+    if found.low is None and (found.images or 2) > 1:
+        pass  # an older report, which does not say how certain it is
+    elif found.low is None or found.high == found.low:
         yield "That is too few images to tell the change from chance."
     elif found.is_certain:
         yield (
@@ -207,8 +209,8 @@ def _alarms(run: RunData) -> dict[str, Record]:
 
 
 def percent(share: float, signed: bool = False) -> str:
-    rounded = round(100 * share)
-    return f"{rounded:{'+' if signed and rounded else ''}d} %".replace("-", "−")
+    text = f"{100 * share:{'+' if signed else ''}.0f}"
+    return "0 %" if float(text) == 0 else f"{text} %".replace("-", "−")
 
 
 def figures(run: RunData) -> list[Figure]:
@@ -221,7 +223,7 @@ def figures(run: RunData) -> list[Figure]:
             "held_out.reward_change",
             "reward change",
             shown(found.mean, signed=True),
-            f"95 %: {found.interval}" if found.low is not None else "too few images",
+            f"95 %: {found.interval}",
         )
         if found
         else None,

@@ -91,14 +91,26 @@ def test_the_verdict_calls_chance_chance(rich: Path, tmp_path: Path) -> None:
 def test_the_verdict_names_an_earlier_checkpoint(rich: Path, tmp_path: Path) -> None:
     folder = copy(rich, tmp_path / "run")
     report = json.loads((folder / "report.json").read_text())
-    assert "earlier checkpoint" not in " ".join(sentences(read([folder])[0]))
+    assert "evaluated last" not in " ".join(sentences(read([folder])[0]))
     calls = report["reward_calls"]
     report |= {"checkpoint": "epoch-0001", "reward_calls": 1, "diversity": {"base": None}}
     (folder / "report.json").write_text(json.dumps(report))
     [found] = read([folder])
-    assert "of an earlier checkpoint, epoch-0001," in " ".join(sentences(found))
+    assert "of checkpoint epoch-0001, which was evaluated last" in " ".join(sentences(found))
     assert found.reward_calls == calls
     assert diversity(found) == (None, None)  # not that of other images after other epochs
+
+
+def test_a_report_of_more_images_than_are_listed_has_a_page(rich: Path, tmp_path: Path) -> None:
+    folder = copy(rich, tmp_path / "run")
+    report = json.loads((folder / "report.json").read_text())
+    for listed in ("prompts", "per_image", "ranked"):
+        del report[listed]
+    report |= {"images": 20000}
+    (folder / "report.json").write_text(json.dumps(report))
+    page = build([folder])
+    assert "on 20000 images," in page
+    assert "The curves show the fewer images" in page
 
 
 def test_one_image_has_no_interval(rich: Path, tmp_path: Path) -> None:
