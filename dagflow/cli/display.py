@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -14,7 +13,7 @@ from rich.text import Text
 from torch import Tensor
 
 from dagflow.cli.steady import SteadyLive
-from dagflow.cli.view import View
+from dagflow.cli.view import View, is_live
 from dagflow.profiling import Profile
 
 REFRESHES = 4  # a second
@@ -59,7 +58,7 @@ class Display:
         self._task = self._bars.add_task("loading", total=None, epoch="-", left="")
 
     def __enter__(self) -> Display:
-        if self._console.is_terminal and "CI" not in os.environ:
+        if is_live(self._console):
             self._live.start()
         return self
 

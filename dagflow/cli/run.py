@@ -71,7 +71,7 @@ def run(
         elif machines.processes * machines.nodes > 1:
             resolved = resolve()
             if resolved.output or machines.node:
-                raise typer.Exit(launch(machines, [], partial(_if_saved, resolved.output or "RUN")))
+                raise typer.Exit(launch(machines, [], partial(_if_saved, resolved.output)))
             folder = stack.enter_context(_with_folder(resolved)).output
             raise typer.Exit(launch(machines, ["--output", folder], partial(_if_saved, folder)))
         else:
@@ -145,10 +145,12 @@ def _train(
 
 
 def _if_saved(folder: str) -> str:
+    """How to resume, if there is anything; only machine 0 of several knows a new run's folder."""
     from dagflow.engine import checkpoint
 
-    saved = folder == "RUN" or checkpoint.folders(Path(folder) / "checkpoints")
-    return _way_on(folder) if saved else "Nothing was saved yet."
+    if folder and not checkpoint.folders(Path(folder) / "checkpoints"):
+        return "Nothing was saved yet."
+    return _way_on(folder or "RUN")
 
 
 def _way_on(folder: str) -> str:

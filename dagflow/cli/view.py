@@ -88,9 +88,14 @@ class View:
             yield from self._drawn[1]
 
 
+def is_live(console: Console) -> bool:
+    """Whether lines may change after they are shown: on a terminal, but not where CI is set."""
+    return console.is_terminal and "CI" not in os.environ
+
+
 def _is_watched(console: Console) -> bool:
     """Whether a person is at the terminal, and it can show the characters."""
-    watched = console.is_terminal and not console.is_dumb_terminal and "CI" not in os.environ
+    watched = is_live(console) and not console.is_dumb_terminal
     return watched and console.file.isatty() and not console.options.ascii_only
 
 

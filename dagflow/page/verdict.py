@@ -94,7 +94,7 @@ def _under_way(run: RunData) -> Change | None:
 
 def sentences(run: RunData) -> list[str]:
     """The verdict, sentence by sentence."""
-    parts = (_progress, _reward, _diversity, _truth, _statistics)
+    parts = (_progress, _checkpoint, _reward, _diversity, _truth, _statistics)
     return [sentence for part in parts for sentence in part(run)]
 
 
@@ -104,6 +104,10 @@ def _progress(run: RunData) -> Iterator[str]:
         yield f"The run is {run.state}: {done} of {due} epochs are done."
     elif done < due:
         yield f"The run ended after {done} of {due} epochs."
+
+
+def _checkpoint(run: RunData) -> Iterator[str]:
+    """Whose comparison it is, if not that of the newest checkpoint."""
     evaluated = str(run.report.get("checkpoint") or "")
     if evaluated and run.newest_checkpoint not in ("", evaluated):
         yield (
@@ -132,22 +136,25 @@ def _reward(run: RunData) -> Iterator[str]:
         f"(trained): a change of {shown(found.mean, signed=True)}"
         + ("." if found.low is None else f", with a 95 % interval from {found.interval}.")
     )
-    if found.low is None and (found.images or 2) > 1:
-        pass  # an older report, which does not say how certain it is
-    elif found.low is None or found.high == found.low:
+    yield from _certainty(found)
+    if found.win_rate is not None:
+        yield (
+            f"{percent(found.win_rate)} of the trained model's images beat the base model's from "
+            f"the same noise (50 % would be no change)."
+        )
+
+
+def _certainty(found: Change) -> Iterator[str]:
+    """Whether chance could explain the change; nothing if an older report does not say."""
+    if found.images == 1 or (found.low is not None and found.low == found.high):
         yield "That is too few images to tell the change from chance."
     elif found.is_certain:
         yield (
             "Chance in the noise is unlikely to explain that; other prompts or another seed may "
             "differ."
         )
-    else:
+    elif found.low is not None:
         yield "The interval contains 0: chance alone could explain that."
-    if found.win_rate is not None:
-        yield (
-            f"{percent(found.win_rate)} of the trained model's images beat the base model's from "
-            f"the same noise (50 % would be no change)."
-        )
 
 
 def _diversity(run: RunData) -> Iterator[str]:
